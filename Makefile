@@ -1,0 +1,39 @@
+# modus-exporter: every command a developer or a user of the checkout needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check lock clean
+.DEFAULT_GOAL := run
+
+$(VENV)/.run: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+$(VENV)/.dev: requirements-dev.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	touch $@ $(VENV)/.run
+
+run: $(VENV)/.run  ## run the exporter: config.yaml when MODUS_API_KEY is set, else the demo fleet
+	@if [ -n "$$MODUS_API_KEY" ]; then exec $(BIN)/python -m exporter; \
+	else echo "MODUS_API_KEY is not set: starting the demo fleet" >&2; exec $(BIN)/python -m exporter --demo; fi
+
+test: $(VENV)/.dev  ## everything the tests need, then the tests
+	@sh tests/e2e/servers.sh
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+lock:  ## pin what pyproject.toml asks for, with hashes
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) build dist

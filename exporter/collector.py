@@ -1,0 +1,280 @@
+"""One scrape: all agents side by side, within one deadline, each answer counted by the ledger."""
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from exporter import __version__
+from exporter.discovery import Discovery, Target
+from exporter.metrics import AgentSnapshot, Snapshot
+from exporter.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, shard_of
+from exporter.reader import AgentReader, Known, Limits, Reading, SingleRunRoute
+
+if TYPE_CHECKING:  # both are handed in
+    from exporter.client import ModusClient
+    from exporter.ledger import Ledger
+
+MAX_LINES = 10  # log lines about agents that changed their state in one scrape
+STRAGGLER = 0.25  # seconds past the deadline after which nobody waits for a request any more
+
+log = logging.getLogger("exporter.collector")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a reload may change; times in seconds."""
+
+    targets: Sequence[Target]
+    discovery: Discovery | None
+    limits: Limits
+    concurrency: int
+    timeout_offset: float
+    default_timeout: float
+    min_interval: float
+    request_bounds: Sequence[float]
+    shard: tuple[int, int] = (0, 1)  # index, total
+
+    def choose(self, found: Sequence[Agent]) -> list[Target]:
+        """The configured agents and those found, each once, as far as they are this shard's."""
+        targets = {target.id: target for target in self.targets}
+        for agent in found:
+            interval = targets[agent.id].expected_interval if agent.id in targets else None
+            targets[agent.id] = Target(agent.id, agent.name, agent.type, interval)
+        index, total = self.shard
+        return [target for target in targets.values() if shard_of(target.id, total) == index]
+
+
+class RunsCollector:
+    """Reads all agents at every scrape and keeps what a scrape needs of the one before.
+
+    `reload_state` tells whether the last load of the configuration succeeded and when one last did.
+    """
+
+    def __init__(
+        self,
+        api: "ModusClient",
+        ledger: "Ledger",
+        settings: Settings,
+        *,
+        reload_state: Callable[[], tuple[bool, float]],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = ledger
+        self._reload_state = reload_state
+        self._clock = clock
+        self._monotonic = monotonic
+        self._created = clock()
+        self._errors: dict[int, Counter[str]] = {}
+        self._failing: dict[int, str] = {}
+        self._lock = threading.Lock()  # guards the pass that concurrent scrapes share
+        self._pass: Future[Snapshot] | None = None
+        self._began = 0.0
+        self._finished = threading.Event()
+        self._closing = False
+        self._reading = threading.Lock()  # one pass, or one change of the settings, at a time
+        self._use(api, settings)
+
+    def scrape(self, timeout: float | None) -> Snapshot:
+        """Everything to show, read within `timeout` seconds less the offset, or the default timeout.
+
+        Concurrent calls share one pass over the API; one within `min_interval` of the last pass gets
+        its snapshot. Raises TimeoutError when somebody else's pass takes longer than `timeout`.
+        """
+        allowed = self._settings.default_timeout if timeout is None else timeout
+        with self._lock:
+            shared = self._pass
+            stale = self._monotonic() - self._began >= self._settings.min_interval
+            if shared is None or (shared.done() and (stale or shared.exception() is not None)):
+                shared = self._pass = Future()
+                self._began = self._monotonic()
+                leads = True
+            else:
+                leads = False
+        if leads:
+            try:
+                deadline = self._began + max(allowed - self._settings.timeout_offset, allowed / 2)
+                shared.set_result(self._read_all(deadline))
+            except BaseException as error:
+                shared.set_exception(error)
+                raise
+        return shared.result(timeout=allowed)
+
+    def reload(self, api: "ModusClient", settings: Settings) -> None:
+        """Use another client and other settings from the next scrape on; nothing counted is lost."""
+        with self._reading:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._ledger.lookback = settings.limits.lookback
+            self._use(api, settings)
+
+    def close(self) -> None:
+        """Cut a running pass short, wait until what it read is counted, and read no more."""
+        self._closing = True
+        self._finished.set()
+        with self._reading:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _use(self, api: "ModusClient", settings: Settings) -> None:
+        self._api = api
+        self._settings = settings
+        self._executor = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="read")
+        self._route = SingleRunRoute()
+        self._readers: dict[int, AgentReader] = {}
+
+    def _read_all(self, deadline: float) -> Snapshot:
+        with self._reading:
+            began = self._monotonic()
+            targets = self._targets(deadline)
+            readings = self._readings(targets, deadline)
+            for agent_id, reading in readings.items():
+                self._record(agent_id, reading)
+            self._ledger.commit()
+            self._tell_changes({agent_id: reading.error for agent_id, reading in readings.items()})
+            agents = [self._show(target, readings[target.id]) for target in targets]
+            return self._snapshot(agents, self._monotonic() - began)
+
+    def _readings(self, targets: Sequence[Target], deadline: float) -> dict[int, Reading]:
+        """Read all agents side by side; those that a scrape left out come first the next time."""
+        readers = {target.id: self._reader(target.id) for target in targets}
+        order = sorted(readers, key=lambda agent_id: readers[agent_id].attempted)
+        left = itertools.count(len(order) - 1, -1)
+        self._finished.clear()
+
+        def read(agent_id: int) -> Reading:
+            try:
+                return readers[agent_id].read(self._known(agent_id), deadline)
+            finally:
+                if next(left) == 0:
+                    self._finished.set()
+
+        futures = {agent_id: self._executor.submit(read, agent_id) for agent_id in order}
+        if futures and not self._closing:
+            self._finished.wait(max(0.0, deadline - self._monotonic()) + STRAGGLER)
+        late = ApiError("deadline", "the scrape's time was over before this agent's answer was there")
+        for future in futures.values():
+            future.cancel()
+        return {
+            agent_id: Reading(Cursor(), error=late)
+            if future.cancelled() or not future.done()
+            else future.result()
+            for agent_id, future in futures.items()
+        }
+
+    def _known(self, agent_id: int) -> Known:
+        account = self._ledger.accounts.get(agent_id)
+        if account is None:
+            return Known()
+        counted = self._ledger.counted.get(agent_id, ())
+        return Known(account.cursor, account.open, counted, account.opens_listed)
+
+    def _targets(self, deadline: float) -> list[Target]:
+        discovery = self._settings.discovery
+        if discovery is None:
+            return self._settings.choose([])
+        ask = partial(self._list_agents, deadline)
+        return self._settings.choose(discovery.agents(ask, self._executor, self._monotonic()))
+
+    def _list_agents(self, deadline: float, token: str | None) -> AgentsPage:
+        return self._api.agents(deadline=deadline, page_token=token)
+
+    def _reader(self, agent_id: int) -> AgentReader:
+        if agent_id not in self._readers:
+            self._readers[agent_id] = AgentReader(
+                agent_id, self._api, self._settings.limits, self._route, monotonic=self._monotonic
+            )
+        return self._readers[agent_id]
+
+    def _record(self, agent_id: int, reading: Reading) -> None:
+        """Have the ledger count what was read, also when an error cut it short."""
+        ledger = self._ledger
+        errors = self._errors.setdefault(agent_id, Counter())
+        if reading.now:
+            account = ledger.account(agent_id, reading.now, reading.skew)
+            ledger.record(agent_id, reading.runs, reading.cursor, reading.now, reading.searched)
+            newest = reading.newest
+            ledger.seen(
+                agent_id,
+                name=newest.agent_name if newest else account.name,
+                type=newest.agent_type if newest else account.type,
+                start=newest.start if newest else account.last_start,
+            )
+            if reading.opens_listed:
+                ledger.opens_listed(agent_id)
+        if reading.error is None:
+            ledger.read(agent_id, self._clock())
+        else:
+            errors[reading.error.reason] += 1
+            ledger.unread(agent_id)
+
+    def _tell_changes(self, errors: Mapping[int, ApiError | None]) -> None:
+        """Log which agents became unreadable or readable again, one line each, not one per scrape."""
+        lines = 0
+        for agent_id, error in errors.items():
+            if (agent_id in self._failing) == (error is not None):
+                continue
+            lines += 1
+            if error is not None:
+                self._failing[agent_id] = error.reason
+            else:
+                del self._failing[agent_id]
+            if lines > MAX_LINES:
+                continue
+            if error is None:
+                log.info("agent can be read again", extra={"fields": {"agent_id": agent_id}})
+            else:
+                fields = {"agent_id": agent_id, "reason": error.reason, "error": str(error)}
+                log.warning("agent cannot be read", extra={"fields": fields})
+        if lines > MAX_LINES:
+            fields = {"more": lines - MAX_LINES, "unreadable": len(self._failing)}
+            log.warning("more agents changed between readable and unreadable", extra={"fields": fields})
+
+    def _show(self, target: Target, reading: Reading) -> AgentSnapshot:
+        account = self._ledger.accounts.get(target.id)
+        up = reading.error is None
+        name = (account.name if account else "") or target.name or str(target.id)
+        agent_type = (account.type if account else "") or target.type
+        open_starts: dict[str, float] = {}
+        for run in account.open.values() if account else ():
+            if run.status in OPEN_STATUSES and run.start is not None:
+                open_starts[run.status] = min(run.start, open_starts.get(run.status, run.start))
+        return AgentSnapshot(
+            id=target.id,
+            name=name,
+            up=up,
+            errors=dict(self._errors[target.id]),
+            created=self._created,
+            read_duration=reading.duration,
+            type=agent_type if up else None,
+            counts=reading.counts if up else None,
+            open_starts=open_starts if up else None,
+            totals=account.totals if account else None,
+            last_start=account.last_start if account else None,
+            last_read=account.last_read if account else None,
+            backlog=bool(account and account.cursor.gaps),
+            expected_interval=target.expected_interval,
+        )
+
+    def _snapshot(self, agents: Sequence[AgentSnapshot], duration: float) -> Snapshot:
+        stats = self._api.stats()
+        successful, reloaded = self._reload_state()
+        return Snapshot(
+            agents=agents,
+            bounds=self._ledger.bounds,
+            complete=bool(agents) and all(agent.up for agent in agents),
+            duration=duration,
+            ledger_up=self._ledger.up,
+            version=__version__,
+            created=self._created,
+            requests=stats.requests,
+            request_bounds=self._settings.request_bounds,
+            request_durations=stats.durations,
+            reload_successful=successful,
+            reloaded=reloaded,
+        )

@@ -1,0 +1,83 @@
+"""Log lines on standard error, as logfmt or JSON: one record is one line, whatever its values hold.
+
+Structured fields go in as `log.info("listening", extra={"fields": {"address": address}})`. The keys are
+constants of the code; the values may come from anywhere.
+"""
+
+import json
+import logging
+import math
+import re
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+LEVELS: dict[str, int] = {
+    name: getattr(logging, name.upper()) for name in ("debug", "info", "warn", "warning", "error")
+}
+_NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, in ASCII. `stacks` adds the stack of an exception as a field."""
+
+    def __init__(self, *, stacks: bool = False) -> None:
+        super().__init__()
+        self.stacks = stacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line without its end."""
+        return json.dumps({key: _plain(value) for key, value in self.pairs(record).items()})
+
+    def pairs(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Time (UTC), level, message, the fields; an exception as type and text instead of a traceback."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        pairs = {
+            "time": time.replace("+00:00", "Z"),
+            "level": _NAMES.get(record.levelno, "error"),
+            "msg": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info and record.exc_info[1]:
+            pairs["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+            if self.stacks:
+                pairs["stack"] = self.formatException(record.exc_info)
+        return pairs
+
+
+class LogfmtFormatter(JsonFormatter):
+    """`key=value` pairs; values that need it are quoted and escaped as JSON strings are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line without its end."""
+        return " ".join(f"{key}={_quoted(_plain(value))}" for key, value in self.pairs(record).items())
+
+
+def _plain(value: object) -> str | int | float | None:
+    """The value as JSON can carry it: bool, int, finite float and None stay, all else becomes text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, bool | int) else str(value)
+
+
+def _quoted(value: str | float | None) -> str:
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if value.isprintable() and re.fullmatch(r'[^\s="\\]+', value):
+        return value
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+FORMATS = {"logfmt": LogfmtFormatter, "json": JsonFormatter}
+
+
+def setup(level: str = "info", log_format: str = "logfmt", stream: TextIO | None = None) -> None:
+    """Send every log record to `stream` (standard error by default), this package's from `level` on.
+
+    `level` is a key of LEVELS, `log_format` one of FORMATS; KeyError for others. Libraries are heard from
+    warning on only.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(FORMATS[log_format](stacks=level == "debug"))
+    logging.basicConfig(level=max(LEVELS[level], logging.WARNING), handlers=[handler], force=True)
+    logging.getLogger(__package__).setLevel(LEVELS[level])

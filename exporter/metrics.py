@@ -1,0 +1,349 @@
+"""Every metric in one table, and the step from a scrape's snapshot to metric families. Pure.
+
+Names, types and help texts follow OpenMetrics and Prometheus' guide for writing exporters: base
+units, `_total` on counters, `_created` on what counts from a known instant.
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+from prometheus_client.core import Metric
+from prometheus_client.samples import Exemplar as SampleExemplar
+from prometheus_client.utils import floatToGoString
+
+from exporter.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Exemplar, Totals, printable
+
+AGENT_LABELS = ("agent_id", "agent_name")
+LONGEST_EXEMPLAR = 128  # characters of names and values together, OpenMetrics 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A histogram: runs or requests per bucket, not cumulative, with the sum in seconds."""
+
+    buckets: Sequence[int]
+    sum: float
+    created: float
+    exemplars: Sequence[Exemplar | None] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSnapshot:
+    """One agent as of one scrape. Times are Unix seconds; None is what is not known or not set."""
+
+    id: int
+    name: str
+    up: bool
+    errors: Mapping[str, int]  # by reason
+    created: float  # of the errors
+    read_duration: float | None = None  # seconds
+    type: str | None = None
+    counts: Mapping[str, int] | None = None  # None when the agent could not be read
+    open_starts: Mapping[str, float] | None = None  # oldest start by status; None likewise
+    totals: Totals | None = None  # None before the first sight
+    last_start: float | None = None
+    last_read: float | None = None
+    backlog: bool = False
+    expected_interval: float | None = None  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything one scrape shows."""
+
+    agents: Sequence[AgentSnapshot]
+    bounds: Sequence[float]  # of the run durations' buckets, seconds
+    complete: bool  # every agent was read
+    duration: float  # of the scrape, seconds
+    ledger_up: bool
+    version: str
+    created: float  # start of the process, Unix seconds
+    requests: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (operation, code)
+    request_bounds: Sequence[float] = ()
+    request_durations: Mapping[str, tuple[Sequence[int], float]] = field(default_factory=dict)  # by operation
+    reload_successful: bool = True
+    reloaded: float = 0.0
+
+
+class Point(NamedTuple):
+    """A value with the row's own label values."""
+
+    labels: tuple[str, ...]
+    value: float | Distribution
+    created: float | None = None
+
+
+Kind = Literal["gauge", "counter", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A metric: its name as exposed, its own labels, its help text, and where its values come from."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    per_agent: Callable[[AgentSnapshot], Iterable[Point]] | None = None
+    overall: Callable[[Snapshot], Iterable[Point]] | None = None
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """The labels of a sample, those of the agent first."""
+        return AGENT_LABELS + self.labels if self.per_agent else self.labels
+
+
+def _maybe(value: float | None, *labels: str) -> list[Point]:
+    return [] if value is None else [Point(labels, value)]
+
+
+def _runs(agent: AgentSnapshot) -> list[Point]:
+    return [Point((status,), n) for status, n in (agent.counts or {}).items() if status != TOTAL_COUNT]
+
+
+def _durations(agent: AgentSnapshot) -> list[Point]:
+    totals = agent.totals
+    if totals is None:
+        return []
+    distribution = Distribution(
+        totals.buckets, totals.duration_sum, totals.durations_created, totals.exemplars
+    )
+    return [Point((), distribution)]
+
+
+def _finished(agent: AgentSnapshot) -> list[Point]:
+    totals = agent.totals
+    return [
+        Point((status, trigger), n, totals.created)
+        for status, by_trigger in (totals.finished if totals else {}).items()
+        for trigger, n in by_trigger.items()
+        if totals
+    ]
+
+
+def _last_end(agent: AgentSnapshot) -> list[Point]:
+    ends = agent.totals.last_end if agent.totals else {}
+    return [Point((status,), end) for status, end in ends.items()]
+
+
+def _oldest_open(agent: AgentSnapshot) -> list[Point]:
+    starts = agent.open_starts or {}
+    return [Point((status,), starts[status]) for status in OPEN_STATUSES if status in starts]
+
+
+def _errors(agent: AgentSnapshot) -> list[Point]:
+    return [Point((reason,), agent.errors.get(reason, 0), agent.created) for reason in REASONS]
+
+
+def _requests(snapshot: Snapshot) -> list[Point]:
+    return [Point(labels, n, snapshot.created) for labels, n in sorted(snapshot.requests.items())]
+
+
+def _request_durations(snapshot: Snapshot) -> list[Point]:
+    return [
+        Point((operation,), Distribution(buckets, total, snapshot.created))
+        for operation, (buckets, total) in sorted(snapshot.request_durations.items())
+    ]
+
+
+TABLE = (
+    Row(
+        "modus_up",
+        "gauge",
+        "Whether every agent was read in this scrape.",
+        overall=lambda s: [Point((), s.complete)],
+    ),
+    Row(
+        "modus_agent_up",
+        "gauge",
+        "Whether this agent was read in this scrape.",
+        per_agent=lambda a: [Point((), a.up)],
+    ),
+    Row(
+        "modus_agent_info",
+        "gauge",
+        "The agent and its type; always 1.",
+        ("agent_type",),
+        per_agent=lambda a: [] if a.type is None else [Point((a.type,), 1)],
+    ),
+    Row(
+        "modus_agent_runs",
+        "gauge",
+        "Runs per status as the API counts them.",
+        ("status",),
+        per_agent=_runs,
+    ),
+    Row(
+        "modus_agent_executions",
+        "gauge",
+        "Runs in all statuses as the API counts them.",
+        per_agent=lambda a: _maybe((a.counts or {}).get(TOTAL_COUNT)),
+    ),
+    Row(
+        "modus_agent_run_duration_seconds",
+        "histogram",
+        "Durations of the completed runs, each run once.",
+        per_agent=_durations,
+    ),
+    Row(
+        "modus_agent_runs_finished_total",
+        "counter",
+        "Ended runs, each run once.",
+        ("status", "trigger_type"),
+        per_agent=_finished,
+    ),
+    Row(
+        "modus_agent_last_run_start_timestamp_seconds",
+        "gauge",
+        "Start of the newest run.",
+        per_agent=lambda a: _maybe(a.last_start),
+    ),
+    Row(
+        "modus_agent_last_run_end_timestamp_seconds",
+        "gauge",
+        "Newest end of a run per terminal status.",
+        ("status",),
+        per_agent=_last_end,
+    ),
+    Row(
+        "modus_agent_oldest_open_run_start_timestamp_seconds",
+        "gauge",
+        "Start of the oldest run that has not ended; absent while there is none.",
+        ("status",),
+        per_agent=_oldest_open,
+    ),
+    Row(
+        "modus_agent_expected_interval_seconds",
+        "gauge",
+        "A run should start at least this often, says the configuration; absent when it does not say.",
+        per_agent=lambda a: _maybe(a.expected_interval),
+    ),
+    Row(
+        "modus_agent_last_read_timestamp_seconds",
+        "gauge",
+        "The last successful read of the agent.",
+        per_agent=lambda a: _maybe(a.last_read),
+    ),
+    Row(
+        "modus_agent_read_duration_seconds",
+        "gauge",
+        "How long reading the agent took in this scrape.",
+        per_agent=lambda a: _maybe(a.read_duration),
+    ),
+    Row(
+        "modus_agent_backlog",
+        "gauge",
+        "Whether older pages of the agent's runs are still to be read.",
+        per_agent=lambda a: [Point((), a.backlog)],
+    ),
+    Row(
+        "modus_agent_read_errors_total",
+        "counter",
+        "Scrapes in which the agent could not be read, by reason.",
+        ("reason",),
+        per_agent=_errors,
+    ),
+    Row(
+        "modus_api_requests_total",
+        "counter",
+        "Requests to the API by operation and HTTP status, or by what went wrong without one.",
+        ("operation", "code"),
+        overall=_requests,
+    ),
+    Row(
+        "modus_api_request_duration_seconds",
+        "histogram",
+        "How long requests to the API took.",
+        ("operation",),
+        overall=_request_durations,
+    ),
+    Row(
+        "modus_exporter_agents",
+        "gauge",
+        "Agents in use.",
+        overall=lambda s: [Point((), len(s.agents))],
+    ),
+    Row(
+        "modus_exporter_scrape_duration_seconds",
+        "gauge",
+        "How long reading all agents took in this scrape.",
+        overall=lambda s: [Point((), s.duration)],
+    ),
+    Row(
+        "modus_exporter_ledger_up",
+        "gauge",
+        "Whether the state can be written.",
+        overall=lambda s: [Point((), s.ledger_up)],
+    ),
+    Row(
+        "modus_exporter_config_last_reload_successful",
+        "gauge",
+        "Whether the last attempt to load the configuration succeeded.",
+        overall=lambda s: [Point((), s.reload_successful)],
+    ),
+    Row(
+        "modus_exporter_config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "When the configuration in force was loaded.",
+        overall=lambda s: [Point((), s.reloaded)],
+    ),
+    Row(
+        "modus_exporter_build_info",
+        "gauge",
+        "The exporter's version and the Python it runs on; always 1.",
+        ("version", "pythonversion"),
+        overall=lambda s: [Point((s.version, platform.python_version()), 1)],
+    ),
+)
+
+
+def families(snapshot: Snapshot) -> Iterator[Metric]:
+    """The metric families of a snapshot, in the table's order, without those that have no sample."""
+    agents = [(agent, (str(agent.id), printable(agent.name))) for agent in snapshot.agents]
+    for row in TABLE:
+        metric = Metric(row.name.removesuffix("_total"), row.help, row.kind)
+        if row.per_agent:
+            for agent, labels in agents:
+                for point in row.per_agent(agent):
+                    _add(metric, row, labels + point.labels, point, snapshot.bounds)
+        if row.overall:
+            for point in row.overall(snapshot):
+                _add(metric, row, point.labels, point, snapshot.request_bounds)
+        if metric.samples:
+            yield metric
+
+
+def _add(metric: Metric, row: Row, values: tuple[str, ...], point: Point, bounds: Sequence[float]) -> None:
+    labels = dict(zip(row.all_labels, map(printable, values), strict=True))
+    if isinstance(point.value, Distribution):
+        _add_distribution(metric, labels, point.value, bounds)
+        return
+    metric.add_sample(row.name, labels, float(point.value))
+    if point.created is not None:
+        metric.add_sample(f"{metric.name}_created", labels, point.created)
+
+
+def _add_distribution(
+    metric: Metric, labels: dict[str, str], distribution: Distribution, bounds: Sequence[float]
+) -> None:
+    name = metric.name
+    exemplars = [_exemplar(exemplar) for exemplar in distribution.exemplars] or [None] * len(
+        distribution.buckets
+    )
+    cumulative = list(accumulate(distribution.buckets))
+    for bound, count, exemplar in zip((*bounds, float("inf")), cumulative, exemplars, strict=True):
+        le = floatToGoString(bound)  # type: ignore[no-untyped-call]
+        metric.add_sample(f"{name}_bucket", {**labels, "le": le}, float(count), exemplar=exemplar)
+    metric.add_sample(f"{name}_count", labels, float(cumulative[-1]))
+    metric.add_sample(f"{name}_sum", labels, distribution.sum)
+    # right behind its samples: Prometheus 3 looks for it from there on
+    metric.add_sample(f"{name}_created", labels, distribution.created)
+
+
+def _exemplar(newest: Exemplar | None) -> SampleExemplar | None:
+    if newest is None or len("run_id") + len(newest.run_id) > LONGEST_EXEMPLAR:
+        return None
+    return SampleExemplar({"run_id": printable(newest.run_id)}, newest.duration, newest.end)

@@ -1,0 +1,747 @@
+"""Writes the three dashboards: run `python grafana/generate.py` after a change and commit what it wrote.
+
+Classic dashboard schema, version 41: what file provisioning accepts. queries.py has the definitions and the
+limits, panels.py the building blocks. A panel draws at most a few agents, however many are selected; only the
+fleet's table lists them all.
+"""
+
+import json
+from pathlib import Path
+
+from panels import (
+    BLUE,
+    COLOURED_CELL,
+    COLOURED_TEXT,
+    GREEN,
+    GREY,
+    NO_DATA,
+    ORANGE,
+    PURPLE,
+    RED,
+    At,
+    Json,
+    annotations,
+    collapsed_row,
+    colours,
+    graph,
+    mapping,
+    now,
+    over_time,
+    override,
+    panel,
+    stat,
+    table,
+    thresholds,
+    variables,
+)
+from queries import (
+    BACKLOG,
+    BUDGET,
+    BURN_FAST,
+    BURN_SLOW,
+    FAILING,
+    FAILURE_LIMIT,
+    HOUR,
+    IS_STUCK,
+    JOB,
+    LAST_READ,
+    NO_SUCCESS_FOR,
+    NOT_READ,
+    OBJECTIVE,
+    OPEN,
+    OPEN_BY_STATUS,
+    OPEN_COUNTS,
+    RANGE,
+    READ,
+    SCRAPE_TIMEOUT,
+    SILENT,
+    STALE,
+    STARTED,
+    STATE,
+    STATES,
+    STUCK,
+    SUCCEEDED,
+    TOP,
+    UP,
+    VERY_STALE,
+    WAITING,
+    WAITING_LONG,
+    age,
+    count,
+    ended,
+    failure_ratio,
+    increase,
+    most_errors,
+    named,
+    quantile,
+    top,
+)
+
+STATUS_COLOURS = {"completed": GREEN, "error": RED, "cancelled": GREY}
+TRIGGER_COLOURS = {
+    "schedule": BLUE,
+    "webhook": "light-blue",
+    "api": PURPLE,
+    "slack": "light-purple",
+    "manual": GREY,
+}
+CODE_COLOURS = {"/^2/": GREEN, "/^[34]/": ORANGE, "/^5/": RED, "/^[^0-9]/": "dark-red", "429": "dark-orange"}
+REASON_COLOURS = {
+    "unauthorized": RED,
+    "forbidden": "dark-red",
+    "not_found": "light-red",
+    "rate_limited": ORANGE,
+    "server_error": "dark-orange",
+    "timeout": "light-orange",
+    "connection": PURPLE,
+    "bad_response": "dark-purple",
+    "deadline": BLUE,
+}
+STATE_NAMES = mapping(*((code, name, colour) for code, name, colour, _ in STATES))
+READ_NAMES = mapping((0, "failed", RED), (1, "ok", GREEN), (2, "catching up", ORANGE))
+YES_NO = mapping((1, "yes", GREEN), (0, "no", RED))
+
+NEUTRAL = thresholds((None, BLUE))
+NONE_IS_FINE = thresholds((None, GREEN), (1, RED))
+SOON = thresholds((None, GREEN), (1, ORANGE))
+RATIO = thresholds((None, GREEN), (BUDGET, ORANGE), (FAILURE_LIMIT, RED))
+WAITING_AGE = thresholds((None, BLUE), (WAITING_LONG, ORANGE))
+READ_AGE = thresholds((None, GREEN), (STALE, ORANGE), (VERY_STALE, RED))
+SECONDS: Json = {"unit": "s", "decimals": 1}
+
+
+def in_colour(steps: Json, **more: object) -> Json:
+    """Cells whose text has the colour of its threshold."""
+    return {"custom__cellOptions": COLOURED_TEXT, "thresholds": steps, **more}
+
+
+def durations(key: int, at: At) -> Json:
+    """Percentiles of the run durations, of all selected agents together."""
+    return graph(
+        key,
+        "Run duration percentiles",
+        "Median and 95th percentile of the runs that completed in the hour before each point, all selected "
+        "agents together. Diamonds are single runs: hover over one for its run id.",
+        "s",
+        at,
+        over_time(quantile(0.5, HOUR), "p50", exemplar=False),
+        over_time(quantile(0.95, HOUR), "p95", exemplar=True),
+        overrides=colours({"p50": "super-light-blue", "p95": BLUE}),
+    )
+
+
+def ended_runs(key: int, at: At) -> Json:
+    """Ended runs per hour, by status."""
+    return graph(
+        key,
+        "Ended runs by status",
+        "Runs that ended in the hour before each point, each counted once: green completed, red error, grey "
+        "cancelled.",
+        "short",
+        at,
+        over_time(f"sum by (status) ({ended(HOUR, 'agent_id, status')})", "{{status}}"),
+        bars=True,
+        decimals=0,
+        overrides=colours(STATUS_COLOURS),
+    )
+
+
+def who_has_to_act() -> list[Json]:
+    """Failing, stuck, waiting for a human, silent: how many, and who."""
+    hours = WAITING_LONG // 3600
+    short = f"The first {TOP}."
+    waiting = "Waiting for a human"
+    return [
+        stat(
+            1,
+            "Failing",
+            "Agents whose last error is later than their last success. One success takes an agent off.",
+            "short",
+            (0, 0, 6, 3),
+            now(count(FAILING)),
+            steps=NONE_IS_FINE,
+        ),
+        stat(
+            2,
+            "Stuck",
+            f"Agents with a run that has been running for more than {STUCK // 3600} h.",
+            "short",
+            (6, 0, 6, 3),
+            now(count(IS_STUCK)),
+            steps=NONE_IS_FINE,
+        ),
+        stat(
+            3,
+            waiting,
+            f"Agents with a run that awaits a human: all of them (blue), and those where the oldest started "
+            f"more than {hours} h ago (orange).",
+            "short",
+            (12, 0, 6, 3),
+            now(count(WAITING), "all"),
+            now(count(f"{WAITING} > {WAITING_LONG}"), f"over {hours} h"),
+            steps=SOON,
+            overrides=[override("all", thresholds=thresholds((None, GREEN), (1, BLUE)))],
+        ),
+        stat(
+            4,
+            "Silent",
+            "Agents that started no run within their expected_interval (config.yaml). Agents without one are "
+            "never silent. The alert leaves a tenth and five minutes of grace.",
+            "short",
+            (18, 0, 6, 3),
+            now(count(SILENT)),
+            steps=SOON,
+        ),
+        table(
+            5,
+            "Failing: who",
+            f"Time since each failing agent's last success. {short}",
+            "s",
+            (0, 3, 6, 5),
+            {
+                "No success for": (
+                    top(NO_SUCCESS_FOR),
+                    in_colour(
+                        thresholds((None, RED)), decimals=1, mappings=mapping((-1, "never succeeded", RED))
+                    ),
+                )
+            },
+            sort="No success for",
+            noValue="No agent is known to fail",
+        ),
+        table(
+            6,
+            "Stuck: who",
+            f"Age of each stuck agent's oldest running run. {short}",
+            "s",
+            (6, 3, 6, 5),
+            {"Running for": (top(IS_STUCK), in_colour(thresholds((None, RED)), decimals=1))},
+            sort="Running for",
+            noValue="No agent is known to be stuck",
+        ),
+        table(
+            7,
+            "Waiting: who",
+            f"Age of each agent's oldest run that awaits a human; orange from {hours} h. {short}",
+            "s",
+            (12, 3, 6, 5),
+            {"Waiting for": (top(WAITING), in_colour(WAITING_AGE, decimals=1))},
+            sort="Waiting for",
+            noValue="No run is known to wait",
+        ),
+        table(
+            8,
+            "Silent: who",
+            f"Time from each silent agent's last start to its last read. {short}",
+            "s",
+            (18, 3, 6, 5),
+            {"No run for": (top(SILENT), in_colour(thresholds((None, ORANGE)), decimals=1))},
+            sort="No run for",
+            noValue="No agent is known to be silent",
+        ),
+    ]
+
+
+def all_agents(key: int, at: At) -> Json:
+    """The table with a row per agent."""
+    return table(
+        key,
+        "Agents",
+        "Every selected agent, the worst state first; the name leads to its details. Runs, failure ratio and "
+        "p95 are of the dashboard's time range. Read: whether the API answered for it in the last scrape.",
+        "short",
+        at,
+        {
+            "State": (
+                named(STATE),
+                {"mappings": STATE_NAMES, "custom__cellOptions": COLOURED_CELL, "custom__width": 120},
+            ),
+            "Last success": (named(age(SUCCEEDED)), SECONDS),
+            "Last run": (named(age(STARTED)), SECONDS),
+            "Open run age": (named(age(OPEN)), SECONDS),
+            "Runs": (named(ended(RANGE)), {"decimals": 0}),
+            "Failure ratio": (
+                named(failure_ratio(RANGE, "agent_id")),
+                in_colour(RATIO, unit="percentunit", decimals=1),
+            ),
+            "p95": (named(quantile(0.95, RANGE, "agent_id")), SECONDS),
+            "Read": (named(READ), {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT}),
+        },
+        sort="State",
+    )
+
+
+def fleet() -> list[Json]:
+    """Who has to act, how the fleet runs, every agent, and the exporter's health."""
+    return [
+        *who_has_to_act(),
+        ended_runs(9, (0, 8, 8, 6)),
+        graph(
+            10,
+            "Failure ratio",
+            "Errors among the runs that completed or failed in the hour before each point: all selected "
+            "agents, and the 4 with the most errors in the time range. Dashed: "
+            f"{BUDGET:.0%}, what the objective allows, and {FAILURE_LIMIT:.0%}.",
+            "percentunit",
+            (8, 8, 8, 6),
+            over_time(failure_ratio(HOUR), "all agents"),
+            over_time(most_errors(failure_ratio(HOUR, "agent_id"), 4, "> 0"), "{{agent_name}}"),
+            limits=RATIO,
+            max=1,
+            color={"mode": "shades", "fixedColor": PURPLE},
+            overrides=colours({"all agents": "text"}),
+        ),
+        durations(11, (16, 8, 8, 6)),
+        all_agents(12, (0, 14, 24, 12)),
+        collapsed_row(13, "Exporter health", 26, exporter_health(20, 27)),
+    ]
+
+
+def agent_now() -> list[Json]:
+    """The first row of the agent's dashboard: numbers as of now."""
+    names = ", ".join(name for _, name, _, _ in STATES)
+    longest = "of several agents the longest"
+    return [
+        stat(
+            1,
+            "State",
+            f"The worst that applies of: {names}. Of several agents the 3 worst.",
+            "none",
+            (0, 0, 6, 3),
+            now(f"sort_desc({top(STATE, agents=3)})", "{{agent_name}}"),
+            steps=NEUTRAL,
+            mappings=STATE_NAMES,
+        ),
+        stat(
+            2,
+            "Last success",
+            f"Since the last completed run; {longest}.",
+            "s",
+            (6, 0, 3, 3),
+            now(f"max({age(SUCCEEDED)})", "ago"),
+            steps=NEUTRAL,
+            decimals=1,
+            noValue="none yet",
+        ),
+        stat(
+            3,
+            "Last run started",
+            f"Since the newest run started; {longest}.",
+            "s",
+            (9, 0, 3, 3),
+            now(f"max({age(STARTED)})", "ago"),
+            steps=NEUTRAL,
+            decimals=1,
+            noValue="none yet",
+        ),
+        stat(
+            4,
+            "Oldest open run",
+            f"Age of the oldest run that is running or awaits a human; orange from {STUCK // 3600} h.",
+            "s",
+            (12, 0, 3, 3),
+            now(f"max({age(OPEN)})", "ago"),
+            steps=WAITING_AGE,
+            decimals=1,
+            noValue="none",
+        ),
+        stat(
+            5,
+            "Failure ratio",
+            f"Errors among the runs that completed or failed in the time range; orange from {BUDGET:.0%}, "
+            f"what the objective allows, red from {FAILURE_LIMIT:.0%}.",
+            "percentunit",
+            (15, 0, 3, 3),
+            now(failure_ratio(RANGE), "errors"),
+            steps=RATIO,
+            decimals=1,
+            noValue="no runs",
+        ),
+        stat(
+            6,
+            "Error budget left",
+            f"Share of the errors allowed by an objective of {OBJECTIVE:.0%} over the time range that is "
+            "left; below zero it is overspent.",
+            "percentunit",
+            (18, 0, 3, 3),
+            now(f"1 - ({failure_ratio(RANGE)}) / {BUDGET}", "left"),
+            steps=thresholds((None, RED), (0, ORANGE), (0.25, GREEN)),
+            decimals=0,
+            noValue="no runs",
+        ),
+        stat(
+            7,
+            "Read from the API",
+            "Whether the last scrape read the agent, and all of its pages; of several agents the worst.",
+            "none",
+            (21, 0, 3, 3),
+            now(f"min({UP}) * (1 + max({BACKLOG})) or min({UP})", "read"),
+            steps=NEUTRAL,
+            mappings=READ_NAMES,
+        ),
+    ]
+
+
+def status_history(key: int, at: At) -> Json:
+    """The state over time."""
+    return panel(
+        "state-timeline",
+        key,
+        "Status history",
+        "The state at each time, by the rules of the fleet's dashboard; of many agents the "
+        f"{TOP} with the most errors.",
+        "none",
+        at,
+        [over_time(most_errors(STATE), "{{agent_name}}")],
+        options={
+            "mergeValues": True,
+            "showValue": "auto",
+            "alignValue": "left",
+            "rowHeight": 0.85,
+            "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom"},
+            "tooltip": {"mode": "single", "sort": "none"},
+        },
+        interval="5m",
+        mappings=STATE_NAMES,
+        custom={"fillOpacity": 80, "lineWidth": 0},
+        color={"mode": "thresholds"},
+        thresholds=NEUTRAL,
+    )
+
+
+def duration_heatmap(key: int, at: At) -> Json:
+    """The histogram of run durations over time."""
+    buckets = increase("modus_agent_run_duration_seconds_bucket", HOUR, "agent_id, le")
+    return panel(
+        "heatmap",
+        key,
+        "Run durations",
+        "Completed runs by duration: each column is the hour up to it, its colour the number of runs.",
+        "s",
+        at,
+        [over_time(f"sum by (le) ({buckets})", "{{le}}", format="heatmap")],
+        options={
+            "calculate": False,
+            "cellGap": 1,
+            "cellValues": {"unit": "short", "decimals": 0},
+            "color": {
+                "mode": "scheme",
+                "scheme": "Blues",
+                "steps": 64,
+                "scale": "exponential",
+                "exponent": 0.5,
+                "reverse": False,
+            },
+            "exemplars": {"color": "rgba(255,0,255,0.7)"},
+            "filterValues": {"le": 0.5},
+            "legend": {"show": True},
+            "rowsFrame": {"layout": "auto", "value": "Runs"},
+            "tooltip": {"mode": "single", "yHistogram": True, "showColorScale": True},
+            "yAxis": {"axisPlacement": "left", "unit": "s", "reverse": False},
+        },
+        interval=HOUR,
+        custom={"scaleDistribution": {"type": "linear"}},
+    )
+
+
+def agent() -> list[Json]:
+    """One agent, or a few, in detail."""
+    return [
+        *agent_now(),
+        status_history(8, (0, 3, 15, 6)),
+        table(
+            9,
+            "Open runs",
+            f"The oldest open run per agent and status, and how many the API counts. "
+            f"The {TOP} oldest of each.",
+            "s",
+            (15, 3, 9, 6),
+            {
+                "Oldest": (top(age(OPEN_BY_STATUS), "status"), in_colour(WAITING_AGE, decimals=1)),
+                "Open": (
+                    f"{named(OPEN_COUNTS)} and on (agent_id, status) {top(age(OPEN_BY_STATUS), 'status')}",
+                    {"unit": "short", "decimals": 0},
+                ),
+            },
+            sort="Oldest",
+            labels={"agent_name": "Agent", "status": "Status"},
+            noValue="No run is known to be open",
+        ),
+        duration_heatmap(10, (0, 9, 12, 6)),
+        durations(11, (12, 9, 12, 6)),
+        ended_runs(12, (0, 15, 8, 6)),
+        graph(
+            13,
+            "Ended runs by trigger",
+            "Runs that ended in the hour before each point, by what started them.",
+            "short",
+            (8, 15, 8, 6),
+            over_time(f"sum by (trigger_type) ({ended(HOUR, 'agent_id, trigger_type')})", "{{trigger_type}}"),
+            bars=True,
+            decimals=0,
+            overrides=colours(TRIGGER_COLOURS),
+        ),
+        graph(
+            14,
+            "Error budget burn rate",
+            f"How many times faster than an objective of {OBJECTIVE:.0%} allows errors happen, over the last "
+            f"hour and the last six. Dashed: {BURN_SLOW:g} (orange) and {BURN_FAST:g} (red, act now).",
+            "x",
+            (16, 15, 8, 6),
+            over_time(f"({failure_ratio(HOUR)}) / {BUDGET}", "1 h"),
+            over_time(f"({failure_ratio('6h')}) / {BUDGET}", "6 h"),
+            limits=thresholds((None, "transparent"), (BURN_SLOW, ORANGE), (BURN_FAST, RED)),
+            soft_max=round(BURN_FAST + 1),
+            decimals=0,
+            overrides=colours({"1 h": "super-light-blue", "6 h": BLUE}),
+        ),
+    ]
+
+
+def exporter_health(key: int, y: int) -> list[Json]:
+    """Whether the exporter reads everything in time: on its own dashboard, and folded away on the fleet's."""
+    rate = f"rate(modus_api_requests_total{{{JOB}}}[$__rate_interval])"
+    return [
+        stat(
+            key,
+            "Scrapes complete",
+            "Whether every exporter read all of its agents in the last scrape.",
+            "none",
+            (0, y, 6, 3),
+            now(f"min(modus_up{{{JOB}}})", "complete"),
+            steps=NEUTRAL,
+            mappings=YES_NO,
+        ),
+        stat(
+            key + 1,
+            "Agents not read",
+            "Agents that no exporter could read in the last scrape.",
+            "short",
+            (6, y, 6, 3),
+            now(count(NOT_READ)),
+            steps=NONE_IS_FINE,
+        ),
+        stat(
+            key + 2,
+            "Backlog",
+            "Agents whose older pages are still to be read: their totals lag, no run is lost.",
+            "short",
+            (12, y, 6, 3),
+            now(count(f"{BACKLOG} == 1")),
+            steps=SOON,
+        ),
+        stat(
+            key + 3,
+            "Ledger writable",
+            "Whether every exporter can write its state; while one cannot, it counts no run.",
+            "none",
+            (18, y, 6, 3),
+            now(f"min(modus_exporter_ledger_up{{{JOB}}})", "writable"),
+            steps=NEUTRAL,
+            mappings=YES_NO,
+        ),
+        graph(
+            key + 4,
+            "Scrape duration",
+            f"How long exporters took to read their agents, the {TOP} slowest at each point. Dashed: the "
+            f"scrape timeout of prometheus.yml, {SCRAPE_TIMEOUT} s.",
+            "s",
+            (0, y + 3, 12, 6),
+            over_time(f"topk({TOP}, modus_exporter_scrape_duration_seconds{{{JOB}}})", "{{instance}}"),
+            limits=thresholds((None, "transparent"), (SCRAPE_TIMEOUT, RED)),
+            interval="1m",
+            color={"mode": "shades", "fixedColor": BLUE},
+        ),
+        graph(
+            key + 5,
+            "API requests by code",
+            "Requests per second by HTTP status, or by what went wrong before there was one: green answered, "
+            "orange refused, red failed.",
+            "reqps",
+            (12, y + 3, 12, 6),
+            over_time(f"sum by (code) ({rate})", "{{code}}"),
+            interval="1m",
+            overrides=colours(CODE_COLOURS),
+        ),
+    ]
+
+
+def exporters(key: int, at: At) -> Json:
+    """The table with a row per exporter."""
+    rows = 2 * TOP
+
+    def each(expr: str, labels: str = "instance") -> str:
+        return f"topk({rows}, max by ({labels}) ({expr}))"
+
+    yes_no = {"mappings": YES_NO, "custom__cellOptions": COLOURED_TEXT}
+    return table(
+        key,
+        "Exporters",
+        f"The exporters of the selected jobs, the first {rows}. CPU: cores used over the last hour.",
+        "short",
+        at,
+        {
+            "Up": (each(f"up{{{JOB}}}"), yes_no),
+            "Build": (
+                each(f"modus_exporter_build_info{{{JOB}}}", "instance, version"),
+                {"custom__hidden": True},
+            ),
+            "Agents": (each(f"modus_exporter_agents{{{JOB}}}"), {"decimals": 0}),
+            "Config": (each(f"modus_exporter_config_last_reload_successful{{{JOB}}}"), yes_no),
+            "Memory": (
+                each(f"process_resident_memory_bytes{{{JOB}}}"),
+                {"unit": "bytes", "decimals": 0},
+            ),
+            "CPU": (
+                each(f"rate(process_cpu_seconds_total{{{JOB}}}[1h])"),
+                {"unit": "percentunit", "decimals": 1},
+            ),
+            "Running for": (each(age(f"process_start_time_seconds{{{JOB}}}")), SECONDS),
+        },
+        sort="Running for",
+        labels={"instance": "Exporter", "version": "Version"},
+    )
+
+
+def exporter() -> list[Json]:
+    """Whether the numbers of the other two dashboards can be trusted."""
+    requests = f"rate(modus_api_requests_total{{{JOB}}}[$__rate_interval])"
+    refused = f'rate(modus_api_requests_total{{{JOB},code="429"}}[$__rate_interval])'
+    durations_of = f"rate(modus_api_request_duration_seconds_bucket{{{JOB}}}[15m])"
+    errors = increase("modus_agent_read_errors_total", HOUR, "agent_id, reason")
+    errors_in_range = increase("modus_agent_read_errors_total", RANGE)
+    return [
+        *exporter_health(1, 0),
+        graph(
+            7,
+            "API latency",
+            "How long the API took to answer in the 15 minutes before each point: the 95th percentile per "
+            "operation, and the median of all requests.",
+            "s",
+            (0, 9, 8, 6),
+            over_time(f"histogram_quantile(0.5, sum by (le) ({durations_of})) >= 0", "p50"),
+            over_time(
+                f"histogram_quantile(0.95, sum by (operation, le) ({durations_of})) >= 0", "p95 {{operation}}"
+            ),
+            interval="1m",
+            overrides=colours(
+                {
+                    "p50": "super-light-blue",
+                    "p95 list_runs": BLUE,
+                    "p95 get_run": PURPLE,
+                    "p95 list_agents": "light-purple",
+                }
+            ),
+        ),
+        graph(
+            8,
+            "Rate limited",
+            "Share of the requests that the API refused with 429. Near 100 % nothing is read any more.",
+            "percentunit",
+            (8, 9, 8, 6),
+            over_time(f"(sum({refused}) or 0 * sum({requests})) / (sum({requests}) > 0)", "refused"),
+            interval="1m",
+            max=1,
+            overrides=colours({"refused": ORANGE}),
+        ),
+        graph(
+            9,
+            "Read errors by reason",
+            "Failed reads of the selected agents in the hour before each point. unauthorized and forbidden "
+            "need a person: the token is wrong or lacks a scope.",
+            "short",
+            (16, 9, 8, 6),
+            over_time(f"sum by (reason) ({errors})", "{{reason}}"),
+            bars=True,
+            decimals=0,
+            overrides=colours(REASON_COLOURS),
+        ),
+        exporters(10, (0, 15, 14, 6)),
+        table(
+            11,
+            "Oldest data",
+            "Since the last successful read of an agent, and its failed reads in the time range. "
+            f"The first {TOP}.",
+            "s",
+            (14, 15, 10, 6),
+            {
+                "Last read": (top(age(LAST_READ)), in_colour(READ_AGE, decimals=0)),
+                "Read errors": (
+                    f"{named(errors_in_range)} and on (agent_id) topk({TOP}, {age(LAST_READ)})",
+                    {"unit": "short", "decimals": 0},
+                ),
+            },
+            sort="Last read",
+            noValue=NO_DATA,
+        ),
+    ]
+
+
+DASHBOARDS = {
+    "fleet": (
+        "Modus / Fleet",
+        "Which Modus agents fail, hang, wait for a human or went silent, and how the fleet runs.",
+        fleet,
+    ),
+    "agent": (
+        "Modus / Agent",
+        "One Modus agent: its state over time, durations, triggers, open runs, error budget.",
+        agent,
+    ),
+    "exporter": (
+        "Modus / Exporter",
+        "Whether modus-exporter reads everything in time, and what the Modus API answers.",
+        exporter,
+    ),
+}
+
+
+def dashboard(name: str) -> Json:
+    """One of DASHBOARDS in the classic schema."""
+    title, description, panels = DASHBOARDS[name]
+    links = [
+        {
+            "type": "link",
+            "title": other_title,
+            "url": f"/d/modus-{other}",
+            "icon": "dashboard",
+            "keepTime": True,
+            "includeVars": True,
+            "asDropdown": False,
+            "targetBlank": False,
+            "tags": [],
+            "tooltip": other_description,
+        }
+        for other, (other_title, other_description, _) in DASHBOARDS.items()
+        if other != name
+    ]
+    return {
+        "uid": f"modus-{name}",
+        "title": title,
+        "description": description,
+        "tags": ["modus"],
+        "schemaVersion": 41,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,  # the crosshair is shared by all panels
+        "refresh": "1m",
+        "timezone": "browser",
+        "time": {"from": "now-24h", "to": "now"},
+        "templating": {"list": variables()},
+        "annotations": {"list": annotations()},
+        "links": links,
+        "panels": panels(),
+    }
+
+
+def generate() -> dict[str, str]:
+    """The text of each file, by its name."""
+    return {
+        f"{name}.json": json.dumps(dashboard(name), indent=1, ensure_ascii=False) + "\n"
+        for name in DASHBOARDS
+    }
+
+
+if __name__ == "__main__":
+    for file, text in generate().items():
+        (Path(__file__).parent / "dashboards" / file).write_text(text, encoding="utf-8")

@@ -1,0 +1,282 @@
+"""Panels and variables of Grafana's classic dashboard schema, as plain dictionaries."""
+
+from typing import Any
+
+from queries import JOB
+
+Json = dict[str, Any]
+At = tuple[int, int, int, int]  # x, y, width, height on a grid 24 wide
+
+# Red: act now. Orange: soon. Green: fine. Blue and purple: neutral. Grey: nothing can be said.
+RED, ORANGE, GREEN, BLUE, PURPLE, GREY = "red", "orange", "green", "blue", "purple", "#8e8e8e"
+NO_DATA = "No data: is Prometheus scraping modus-exporter?"
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+AGENT_LINK = {
+    "title": "Details of this agent",
+    "url": "/d/modus-agent/modus-agent?${datasource:queryparam}&${job:queryparam}"
+    "&var-agent=${__data.fields.agent_id}&${__url_time_range}",
+}
+COLOURED_CELL = {"type": "color-background", "mode": "basic"}
+COLOURED_TEXT = {"type": "color-text"}
+
+
+def thresholds(*steps: tuple[float | None, str]) -> Json:
+    """Colours by value, as (from which value, colour); the first is from None."""
+    return {"mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps]}
+
+
+def mapping(*values: tuple[int, str, str]) -> list[Json]:
+    """Texts for numbers, as (number, text, colour)."""
+    options = {
+        str(value): {"index": index, "text": text, "color": colour}
+        for index, (value, text, colour) in enumerate(values)
+    }
+    return [{"type": "value", "options": options}]
+
+
+def override(name: str, **properties: Any) -> Json:
+    """Settings of one series or column, or of those a /regex/ matches; `__` in a key stands for a dot."""
+    return {
+        "matcher": {"id": "byRegexp" if name.startswith("/") else "byName", "options": name},
+        "properties": [{"id": key.replace("__", "."), "value": value} for key, value in properties.items()],
+    }
+
+
+def colours(by_name: dict[str, str]) -> list[Json]:
+    """Fixed colours of series."""
+    return [override(name, color={"mode": "fixed", "fixedColor": colour}) for name, colour in by_name.items()]
+
+
+def now(expr: str, legend: str = "") -> Json:
+    """A query of the values at the end of the time range."""
+    return {"expr": expr, "legendFormat": legend, "instant": True, "range": False}
+
+
+def over_time(expr: str, legend: str, **more: Any) -> Json:
+    """A query of the values over the time range."""
+    return {"expr": expr, "legendFormat": legend, "instant": False, "range": True, **more}
+
+
+def panel(
+    kind: str,
+    key: int,
+    title: str,
+    description: str,
+    unit: str,
+    at: At,
+    queries: list[Json],
+    overrides: list[Json] | None = None,
+    options: Json | None = None,
+    interval: str | None = None,
+    **defaults: Any,
+) -> Json:
+    """A panel; `key` is its id for good, `interval` the least step, `defaults` the settings of all fields."""
+    x, y, width, height = at
+    refs = "ABCDEFGHIJ"
+    return {
+        "id": key,
+        "type": kind,
+        "title": title,
+        "description": description,
+        "datasource": DATASOURCE,
+        "gridPos": {"x": x, "y": y, "w": width, "h": height},
+        "targets": [
+            {"refId": refs[index], "datasource": DATASOURCE, **query} for index, query in enumerate(queries)
+        ],
+        "fieldConfig": {
+            "defaults": {"unit": unit, "noValue": NO_DATA, **defaults},
+            "overrides": overrides or [],
+        },
+        "options": options or {},
+        **({"interval": interval} if interval else {}),
+    }
+
+
+def stat(
+    key: int, title: str, description: str, unit: str, at: At, *queries: Json, steps: Json, **more: Any
+) -> Json:
+    """Numbers in the colours of their thresholds."""
+    options = {
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "colorMode": "value",
+        "graphMode": "none",
+        "justifyMode": "auto",
+        "orientation": "auto",
+        "textMode": "auto",
+    }
+    settings: Json = {"thresholds": steps, "color": {"mode": "thresholds"}, "noValue": "no data", **more}
+    grey = {"match": "null", "result": {"index": 99, "text": settings["noValue"], "color": GREY}}
+    settings["mappings"] = [*settings.get("mappings", []), {"type": "special", "options": grey}]
+    return panel("stat", key, title, description, unit, at, list(queries), options=options, **settings)
+
+
+def graph(
+    key: int,
+    title: str,
+    description: str,
+    unit: str,
+    at: At,
+    *queries: Json,
+    limits: Json | None = None,
+    bars: bool = False,
+    soft_max: float | None = None,
+    interval: str = "5m",
+    **more: Any,
+) -> Json:
+    """Lines from zero, or stacked bars of an hour each; `limits` are drawn as dashed lines."""
+    custom: Json = {"drawStyle": "line", "lineWidth": 2, "fillOpacity": 0, "showPoints": "auto"}
+    if bars:
+        interval = "1h"
+        custom = {
+            "drawStyle": "bars",
+            "lineWidth": 0,
+            "fillOpacity": 85,
+            "barAlignment": -1,
+            "stacking": {"mode": "normal", "group": "A"},
+        }
+    if limits:
+        more["thresholds"], custom["thresholdsStyle"] = limits, {"mode": "dashed"}
+    if soft_max is not None:
+        custom["axisSoftMax"] = soft_max
+    options = {
+        "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    }
+    settings = {"min": 0, "custom": custom, "color": {"mode": "palette-classic"}, **more}
+    return panel(
+        "timeseries",
+        key,
+        title,
+        description,
+        unit,
+        at,
+        list(queries),
+        options=options,
+        interval=interval,
+        **settings,
+    )
+
+
+def table(
+    key: int,
+    title: str,
+    description: str,
+    unit: str,
+    at: At,
+    columns: dict[str, tuple[str, Json]],
+    sort: str,
+    labels: dict[str, str] | None = None,
+    **more: Any,
+) -> Json:
+    """A row per agent, or per set of `labels` (label: column title).
+
+    `columns` maps a column's title to its query and the settings of its cells. The column agent_id is
+    hidden but stays in the data: the link to the agent's dashboard takes it from there.
+    """
+    labels = labels or {"agent_name": "Agent"}
+    queries = [{**now(expr), "format": "table"} for expr, _ in columns.values()]
+    values = [f"Value #{ref}" for ref in "ABCDEFGHIJ"[: len(columns)]] if len(columns) > 1 else ["Value"]
+    cells = [override(name, **settings) for name, (_, settings) in columns.items() if settings]
+    link = [override("agent_id", custom__hidden=True), override("Agent", links=[AGENT_LINK])]
+    organize = {
+        "excludeByName": {"Time": True},
+        "renameByName": labels | dict(zip(values, columns, strict=True)),
+        "indexByName": {name: index for index, name in enumerate([*labels, *values, "agent_id"])},
+    }
+    settings: Json = {
+        "thresholds": thresholds((None, BLUE)),
+        "color": {"mode": "thresholds"},
+        "custom": {"align": "left", "minWidth": 70},
+        **more,
+    }
+    result = panel(
+        "table",
+        key,
+        title,
+        description,
+        unit,
+        at,
+        queries,
+        overrides=[*cells, *(link if "agent_name" in labels else []), override("/.*/", noValue="-")],
+        options={"showHeader": True, "cellHeight": "sm", "sortBy": [{"displayName": sort, "desc": True}]},
+        **settings,
+    )
+    merge = [{"id": "merge", "options": {}}] if len(columns) > 1 else []
+    return result | {"transformations": [*merge, {"id": "organize", "options": organize}]}
+
+
+def collapsed_row(key: int, title: str, y: int, panels: list[Json]) -> Json:
+    """A heading that opens to show its panels."""
+    return {
+        "id": key,
+        "type": "row",
+        "title": title,
+        "collapsed": True,
+        "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
+        "panels": panels,
+    }
+
+
+def _variable(name: str, label: str, description: str, query: str, regex: str = "") -> Json:
+    return {
+        "type": "query",
+        "name": name,
+        "label": label,
+        "description": description,
+        "datasource": DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": name},
+        "regex": regex,
+        "refresh": 2,  # when the time range changes
+        "sort": 5,  # by text, ignoring case
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".+",
+        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+        "options": [],
+        "hide": 0,
+    }
+
+
+def variables() -> list[Json]:
+    """Data source, then job, then agent: its value is the id, its text the name."""
+    datasource = {
+        "type": "datasource",
+        "name": "datasource",
+        "label": "Data source",
+        "description": "The Prometheus that scrapes modus-exporter",
+        "query": "prometheus",
+        "current": {},
+        "options": [],
+        "hide": 0,
+        "refresh": 1,
+        "regex": "",
+        "multi": False,
+        "includeAll": False,
+    }
+    agents = f"query_result(max by (agent_id, agent_name) (modus_agent_up{{{JOB}}}))"
+    # Grafana writes a result as {agent_id="1",agent_name="A "name""} 1 1700000000000: quotes are not escaped.
+    id_and_name = r'/^\{agent_id="(?<value>[^"]*)",agent_name="(?<text>[\s\S]*)"\} [^"}]*$/'
+    return [
+        datasource,
+        _variable("job", "Job", "Scrape jobs of modus-exporter", "label_values(modus_up, job)"),
+        _variable("agent", "Agent", "Agents by name", agents, id_and_name),
+    ]
+
+
+def annotations() -> list[Json]:
+    """Firing alerts: those of the selected agents, and those about no agent at all."""
+    alerts = 'ALERTS{alertstate="firing",alertname=~"Modus.+",agent_id=~"$agent|"}'
+    firing = {
+        "name": "Firing alerts",
+        "datasource": DATASOURCE,
+        "enable": True,
+        "hide": False,
+        "iconColor": RED,
+        "expr": f"max by (alertname, severity, agent_name) ({alerts})",
+        "step": "60s",
+        "titleFormat": "{{alertname}}",
+        "textFormat": "{{agent_name}}",
+        "tagKeys": "severity",
+    }
+    return [firing]

@@ -1,0 +1,116 @@
+"""PromQL of the dashboards: what is failing, stuck, waiting and silent, and the sums behind the graphs.
+
+Raw metrics only, so that the dashboards work without the recording rules; definitions and limits are those of
+prometheus/rules/modus.yml. Three habits keep the numbers true:
+
+- Replicas of the exporter show the same agents: the largest instance counts, never the sum of them.
+- A rename starts new series: everything goes by `agent_id`, and the current name is joined at the end.
+- Runs are sparse: windows are an hour or the dashboard's time range, never the step between two points.
+"""
+
+STUCK = WAITING_LONG = 4 * 3600  # seconds a run may be running, or may wait for a human
+OBJECTIVE = 0.95  # share of runs that should succeed
+FAILURE_LIMIT = 0.2  # from here a failure ratio is red; orange from what the objective allows
+BURN_SLOW, BURN_FAST = 6, 14.4  # failure ratio as multiples of what the objective allows
+STALE, VERY_STALE = 300, 900  # seconds since an agent was read
+SCRAPE_TIMEOUT = 25  # seconds, prometheus/prometheus.yml
+TOP = 10  # agents that one panel draws, however many are selected
+
+BUDGET = round(1 - OBJECTIVE, 6)
+JOB = 'job=~"$job"'
+AGENT = f'{JOB},agent_id=~"$agent"'
+HOUR, RANGE = "1h", "$__range"
+JUDGED = 'status=~"completed|error"'  # somebody's decision to cancel is no failure, and no success
+ERROR = 'status="error"'
+
+
+def gauge(metric: str, match: str = "", by: str = "agent_id", pick: str = "max") -> str:
+    """One value per agent, whatever the number of exporters that show it."""
+    return f"{pick} by ({by}) ({metric}{{{','.join(filter(None, (AGENT, match)))}}})"
+
+
+def increase(metric: str, window: str, by: str = "agent_id", match: str = "", at: str = "") -> str:
+    """The growth of a counter per agent: its old and new names are added up, replicas are not."""
+    selector = f"{metric}{{{','.join(filter(None, (AGENT, match)))}}}[{window}]{at}"
+    return f"max by ({by}) (sum by (job, instance, {by}) (increase({selector})))"
+
+
+def ended(window: str, by: str = "agent_id", match: str = "", at: str = "") -> str:
+    """Ended runs per agent."""
+    return increase("modus_agent_runs_finished_total", window, by, match, at)
+
+
+def failure_ratio(window: str, by: str = "") -> str:
+    """Errors among the runs that completed or failed; absent where there were none."""
+    total = f"sum by ({by})" if by else "sum"
+    return f"{total} ({ended(window, match=ERROR)}) / ({total} ({ended(window, match=JUDGED)}) > 0)"
+
+
+def quantile(q: float, window: str, by: str = "") -> str:
+    """Seconds that a share `q` of the completed runs stayed below; absent where there were none."""
+    buckets = increase("modus_agent_run_duration_seconds_bucket", window, "agent_id, le")
+    return f"histogram_quantile({q}, sum by ({', '.join(filter(None, (by, 'le')))}) ({buckets})) >= 0"
+
+
+def age(timestamp: str) -> str:
+    """Seconds since; 0 where two clocks disagree about which was first."""
+    return f"clamp_min(time() - {timestamp}, 0)"
+
+
+def named(expr: str) -> str:
+    """The vector, by agent_id, with each agent's current name."""
+    names = f"max by (agent_id, agent_name) (modus_agent_up{{{AGENT}}} >= bool 0)"
+    return f"({expr}) * on (agent_id) group_left (agent_name) topk by (agent_id) (1, {names})"
+
+
+def top(expr: str, by: str = "", agents: int = TOP) -> str:
+    """The agents with the largest values, as of now."""
+    return f"topk{f' by ({by})' if by else ''} ({agents}, {named(expr)})"
+
+
+def most_errors(expr: str, count: int = TOP, least: str = ">= 0") -> str:
+    """The vector of the agents with the most errors in the time range: the same ones at every point."""
+    errors = ended(RANGE, match=ERROR, at=" @ end()")
+    return named(f"({expr}) and on (agent_id) topk({count}, {errors} {least})")
+
+
+def count(expr: str) -> str:
+    """How many agents: 0 when none of the known agents is meant, absent when none is known."""
+    return f"count({expr}) or 0 * count({UP})"
+
+
+_OPEN = "modus_agent_oldest_open_run_start_timestamp_seconds"
+_END = "modus_agent_last_run_end_timestamp_seconds"
+UP = gauge("modus_agent_up")
+BACKLOG = gauge("modus_agent_backlog")
+LAST_READ = gauge("modus_agent_last_read_timestamp_seconds")
+STARTED = gauge("modus_agent_last_run_start_timestamp_seconds")
+SUCCEEDED = gauge(_END, 'status="completed"')
+FAILED = gauge(_END, ERROR)
+OPEN = gauge(_OPEN, pick="min")
+OPEN_BY_STATUS = gauge(_OPEN, by="agent_id, status", pick="min")
+OPEN_COUNTS = gauge("modus_agent_runs", 'status=~"running|awaiting_human"', by="agent_id, status")
+NOT_READ = f"{UP} == 0"
+
+FAILING = f"{FAILED} unless {SUCCEEDED} >= {FAILED}"
+NO_SUCCESS_FOR = f"{age(SUCCEEDED)} and ({FAILING}) or 0 * ({FAILING}) - 1"  # -1: never succeeded
+RUNNING = age(gauge(_OPEN, 'status="running"', pick="min"))
+IS_STUCK = f"{RUNNING} > {STUCK}"
+WAITING = age(gauge(_OPEN, 'status="awaiting_human"', pick="min"))
+# Up to the last read, not up to now: an agent that cannot be read is not silent.
+EXPECTED = gauge("modus_agent_expected_interval_seconds")
+SILENT = f"clamp_min({LAST_READ} - {STARTED}, 0) > {EXPECTED}"
+
+# The worst that applies is an agent's state: code, name, colour, query.
+STATES = (
+    (7, "Failing", "red", FAILING),
+    (6, "Stuck", "red", IS_STUCK),
+    (5, "Silent", "orange", SILENT),
+    (4, "Not readable", "#8e8e8e", NOT_READ),
+    (3, "Waiting long", "orange", f"{WAITING} > {WAITING_LONG}"),
+    (2, "Waiting", "blue", WAITING),
+    (1, "No runs yet", "#8e8e8e", f"{UP} unless {STARTED}"),
+    (0, "OK", "green", UP),
+)
+STATE = " or ".join(f"0 * ({expr}) + {code}" for code, _, _, expr in STATES)
+READ = f"{UP} * (1 + {BACKLOG}) or {UP}"  # 0 failed, 1 read, 2 read and older pages to come

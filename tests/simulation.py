@@ -1,0 +1,121 @@
+"""What tests of counting share: a clock that is moved by hand, and the simulated API without HTTP."""
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from exporter.collector import RunsCollector, Settings
+from exporter.demo import SimulatedModus
+from exporter.discovery import Target
+from exporter.ledger import Ledger
+from exporter.metrics import AgentSnapshot
+from exporter.model import AgentsPage, ApiError, Run, RunsPage
+from exporter.reader import Limits
+
+BOUNDS = (1.0, 10.0, 60.0, 600.0)
+DAY = 86400.0
+START = 1_790_000_000.0
+
+
+class Clock:
+    """Unix time that stands still until it is moved."""
+
+    def __init__(self, now: float = START) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class DirectApi:
+    """The client's methods over a simulated API in the same process."""
+
+    def __init__(self, modus: SimulatedModus) -> None:
+        self.modus = modus
+        self.before: Callable[[], None] = lambda: None  # called before every request; may raise
+
+    def runs(self, agent_id: int, *, deadline: float, **query: Any) -> RunsPage:
+        names = {
+            "page_size": "pageSize",
+            "page_token": "pageToken",
+            "status": "status",
+            "approval_scope": "approvalScope",
+            "timeframe": "timeframe",
+        }
+        sent = {names[name]: str(value) for name, value in query.items() if value is not None}
+        body = self._get(f"/api/v1/agents/{agent_id}/runs", sent)
+        runs = msgspec.convert(body["runs"], list[Run])
+        return RunsPage(runs, body["counts"], body.get("nextPageToken"), self.modus.clock())
+
+    def run(self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: float) -> Run:
+        query = {"temporalRunId": temporal_run_id} if temporal_run_id else {}
+        return msgspec.convert(self._get(f"/api/v1/agents/{agent_id}/runs/{workflow_id}", query), Run)
+
+    def agents(self, *, deadline: float, page_token: str | None = None) -> AgentsPage:
+        query = {"pageToken": page_token} if page_token else {}
+        return msgspec.convert(self._get("/api/v1/agents", query), AgentsPage)
+
+    def stats(self) -> Any:
+        return SimpleNamespace(requests={}, durations={})
+
+    def close(self) -> None:
+        pass
+
+    def _get(self, path: str, query: dict[str, str]) -> Any:
+        self.before()
+        answer = self.modus.answer("GET", path, query, {"Authorization": "Bearer demo"})
+        body = json.loads(answer.body)
+        if answer.status != 200:
+            reasons = {400: "bad_response", 404: "not_found"}
+            reason = reasons.get(answer.status, "server_error")
+            raise ApiError(reason, body["error"]["message"], status=answer.status)
+        return body
+
+
+def settings(*agent_ids: int, **limits: Any) -> Settings:
+    """Settings for these agents; one request at a time, so that requests come in one order."""
+    chosen = {"page_size": 100, "max_pages": 20, "lookback": DAY} | limits
+    return Settings(
+        targets=[Target(agent_id) for agent_id in agent_ids],
+        discovery=None,
+        limits=Limits(**chosen),
+        concurrency=1,
+        timeout_offset=0.5,
+        default_timeout=60.0,
+        min_interval=0.0,
+        request_bounds=(),
+    )
+
+
+class Exporter:
+    """The collector with its ledger over a simulated API: all of the exporter but its two ends."""
+
+    def __init__(self, modus: SimulatedModus, path: str | None, chosen: Settings) -> None:
+        self.api = DirectApi(modus)
+        self.ledger = Ledger(path, BOUNDS, lookback=chosen.limits.lookback, clock=modus.clock)
+        self.collector = RunsCollector(
+            self.api,  # type: ignore[arg-type]
+            self.ledger,
+            chosen,
+            reload_state=lambda: (True, 0.0),
+            clock=modus.clock,
+        )
+
+    def scrape(self) -> dict[int, AgentSnapshot]:
+        return {agent.id: agent for agent in self.collector.scrape(None).agents}
+
+    def close(self) -> None:
+        self.collector.close()
+        self.ledger.close()
+
+
+def finished(agent: AgentSnapshot) -> dict[str, int]:
+    """Counted runs by status."""
+    assert agent.totals is not None
+    return {status: sum(by_trigger.values()) for status, by_trigger in agent.totals.finished.items()}

@@ -1,0 +1,300 @@
+"""The pages of the web server: exposition, negotiation, landing page, health, reload."""
+
+import gzip
+import logging
+import re
+import socket
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from exporter import __version__
+from exporter.web import application, gzip_accepted, listen, negotiate, render, scrape_timeout
+from exporter.webconfig import WebConfigFile, WebError
+from tests.webserver import NAME, families, running
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+PROMETHEUS_2 = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+IPV6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.fixture(scope="module")
+def site():
+    with running() as open_site:
+        yield open_site
+
+
+# --- the exposition ---
+
+
+def test_text_and_openmetrics_carry_the_same_samples():
+    def samples(parsed):
+        return {(s.name, tuple(s.labels.items()), s.value) for family in parsed for s in family.samples}
+
+    text = samples(parse_text(render(families(), openmetrics=False).decode()))
+    assert text == samples(parse_openmetrics(render(families(), openmetrics=True).decode()))
+    assert ("modus_runs_total", (("agent_name", NAME),), 3.0) in text
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", TEXT),
+        ("*/*", TEXT),
+        (PROMETHEUS_2, OPENMETRICS),
+        (PROMETHEUS_3, f"{OPENMETRICS}; escaping=allow-utf-8"),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("application/openmetrics-text;version=0.0.1", OPENMETRICS.replace("1.0.0", "0.0.1")),
+        ("application/openmetrics-text;version=9.0.0,text/plain;version=0.0.4;q=0.5", TEXT),
+        ("application/openmetrics-text;q=0", TEXT),
+        ("application/openmetrics-text;q=0.1,text/plain;q=0.9", TEXT),
+        (
+            "text/plain;version=1.0.0;escaping=underscores",
+            f"{TEXT.replace('0.0.4', '1.0.0')}; escaping=underscores",
+        ),
+        ("text/plain;version=1.0.0;escaping=x\x0by", TEXT.replace("0.0.4", "1.0.0")),
+        ("text/plain;version=abc", TEXT),
+        ("application/openmetrics-text;version=abc;q=nan", TEXT),
+        (";;,=,q=;", TEXT),
+        ("image/png", TEXT),
+    ],
+)
+def test_the_best_format_that_the_client_names_is_chosen(accept, expected):
+    assert negotiate(accept) == (expected.startswith("application"), expected)
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("", False),
+        ("gzip", True),
+        ("deflate, GZIP;q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000, *", False),
+        ("*;q=0.1", True),
+        ("identity", False),
+        ("gzipped", False),
+    ],
+)
+def test_gzip_is_used_only_when_the_client_wants_it(header, accepted):
+    assert gzip_accepted(header) is accepted
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("10", 10.0),
+        ("0.5", 0.5),
+        *[(bad, None) for bad in (None, "", "0", "-1", "nan", "inf", "1e999", "ten", "1s")],
+    ],
+)
+def test_the_scrape_timeout_is_a_positive_number_or_none(header, seconds):
+    assert scrape_timeout(header) == seconds
+
+
+def test_metrics_are_served_in_the_format_asked_for(site):
+    answer = site.get("/metrics", Accept=PROMETHEUS_3)
+    assert (answer.status, answer.headers["content-type"]) == (
+        200,
+        f"{OPENMETRICS}; escaping=allow-utf-8",
+    )
+    assert answer.data == render(families(), openmetrics=True)
+    plain = site.get("/metrics", Accept="text/plain;version=abc")
+    assert (plain.status, plain.headers["content-type"]) == (200, TEXT)
+    assert plain.data == render(families(), openmetrics=False)
+
+
+def test_metrics_are_compressed_when_accepted_and_caches_are_told(site):
+    zipped = site.get("/metrics", Accept_Encoding="gzip")
+    plain = site.get("/metrics", Accept_Encoding="gzip;q=0")
+    assert gzip.decompress(zipped.data) == plain.data
+    assert (zipped.headers["content-encoding"], plain.headers["content-encoding"]) == ("gzip", None)
+    assert zipped.headers["vary"] == plain.headers["vary"] == "Accept, Accept-Encoding"
+
+
+def test_head_answers_as_get_does_without_the_body(site):
+    head, get = site.get("/metrics", "HEAD"), site.get("/metrics")
+    assert (head.status, head.data) == (200, b"")
+    assert head.headers["content-length"] == get.headers["content-length"] == str(len(get.data))
+
+
+def test_the_scrapers_timeout_reaches_the_scrape():
+    seen = []
+    with running(scrape=lambda timeout: seen.append(timeout) or []) as site:
+        site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="7.5")
+        site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="-inf")
+    assert seen == [7.5, None]
+
+
+def test_a_failing_scrape_is_a_500_and_one_line_in_the_log(caplog):
+    def scrape(timeout):
+        raise RuntimeError("it broke\nhere")
+
+    with running(scrape=scrape) as site:
+        answer = site.get("/metrics")
+    assert (answer.status, answer.data) == (500, b"the scrape failed: see the log of the exporter\n")
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert (record.name, record.message, record.exc_info) == ("exporter.web", "scrape failed", None)
+    assert record.fields == {"error": "RuntimeError: it broke here"}
+
+
+def test_a_page_that_breaks_is_a_500_without_a_traceback(caplog):
+    with running(ready=lambda: 1 / 0) as site:
+        answer = site.get("/-/ready")
+    assert (answer.status, answer.headers["x-frame-options"]) == (500, "deny")
+    assert b"Traceback" not in answer.data
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.fields == {"error": "ZeroDivisionError: division by zero"}
+
+
+# --- the other pages ---
+
+
+def test_the_landing_page_says_what_this_is_and_links_on():
+    with running(path="/some/metrics") as site:
+        answer = site.get("/")
+        links = re.findall(rb'href="(/[^"]*)"', answer.data)
+        assert [site.get(link.decode()).status for link in links] == [200, 200, 200]
+    assert links == [b"/some/metrics", b"/-/healthy", b"/-/ready"]
+    assert b"Modus" in answer.data
+    assert __version__.encode() in answer.data
+    assert not re.search(rb"<(script|img|link)|src=|url\(", answer.data)
+
+
+def test_a_telemetry_path_of_slash_takes_the_landing_pages_place():
+    with running(path="/") as site:
+        assert site.get("/").data == render(families(), openmetrics=False)
+
+
+@pytest.mark.parametrize("path", ["metrics", "", "/{x}", "/a b", "/a?b", "/ä"])
+def test_a_telemetry_path_that_is_no_path_is_refused(path):
+    with pytest.raises(WebError, match=r"^--web.telemetry-path: expected a path like /metrics, got "):
+        application(
+            scrape=lambda timeout: [],
+            ready=lambda: True,
+            reload=None,
+            telemetry_path=path,
+            enable_lifecycle=False,
+            web_config=WebConfigFile(None),
+        )
+
+
+def test_health_and_readiness():
+    state = {"ready": False}
+    with running(ready=lambda: state["ready"]) as site:
+        assert (site.get("/-/healthy").status, site.get("/-/ready").status) == (200, 503)
+        state["ready"] = True
+        assert site.get("/-/ready").status == 200
+
+
+def test_reload_is_forbidden_unless_enabled():
+    with running() as site:
+        answer = site.get("/-/reload", "POST")
+    assert (answer.status, site.reloads) == (403, [])
+    assert b"--web.enable-lifecycle" in answer.data
+
+
+def test_reload_by_post_and_put_when_enabled():
+    with running(lifecycle=True) as site:
+        assert [site.get("/-/reload", method).status for method in ("POST", "PUT", "GET")] == [200, 200, 405]
+    assert site.reloads == [1, 1]
+
+
+def test_a_failed_reload_says_why():
+    with running(lifecycle=True, failure="config.yaml: agents: wrong") as site:
+        answer = site.get("/-/reload", "POST")
+    assert (answer.status, answer.data) == (500, b"failed to reload config: config.yaml: agents: wrong\n")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "BREW"])
+def test_other_methods_are_405_with_the_allowed_ones(site, method):
+    answer = site.get("/metrics", method)
+    assert answer.status == 405
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "/metrics/../etc/passwd",
+        "/metrics/",
+        "/metrics/x",
+        "//metrics",
+        "/METRICS",
+        "/metrics%00",
+        "/metrics%0a",
+        "/%ff",
+        "/-/",
+        "/favicon.ico",
+    ],
+)
+def test_every_other_path_is_404(site, path):
+    answer = site.get(path)
+    assert (answer.status, answer.data) == (404, b"Not Found")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/-/healthy", "/-/reload", "/nothing"])
+def test_every_answer_has_the_security_headers_and_no_banner(site, path):
+    headers = site.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "deny"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "server" not in headers
+
+
+def test_a_body_is_not_read_and_the_connection_ends_after_the_answer():
+    with running(lifecycle=True) as site:
+        answer = site.get("/-/reload", "POST", body=b"x" * 1000)
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+# --- where it listens ---
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", pytest.param("[::1]:0", marks=IPV6), "localhost:0", ":0"])
+def test_addresses_as_prometheus_users_write_them(address):
+    with listen(address) as listener:
+        assert listener.getsockname()[1] > 0
+
+
+@IPV6
+def test_no_host_is_every_address_of_both_families():
+    with listen(":0") as listener:
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), timeout=5).close()
+
+
+@pytest.mark.parametrize("address", ["", "10371", "host:", "host:port", ":70000", ":-1", "[::1]"])
+def test_an_address_that_is_none_is_a_mistake_of_use(address):
+    with pytest.raises(WebError, match=r"^--web.listen-address: expected host:port or :port, got ") as caught:
+        listen(address)
+    assert caught.value.exit_code == 2
+
+
+def test_an_address_in_use_is_one_line_and_exit_code_1():
+    with listen("127.0.0.1:0") as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(
+            WebError, match=rf"^cannot listen on {address}: Address already in use.*$"
+        ) as caught:
+            listen(address)
+    assert caught.value.exit_code == 1
+
+
+def test_a_host_that_is_unknown_is_one_line_and_exit_code_1():
+    with pytest.raises(WebError, match=r"^cannot listen on no-such-host.invalid:1: .+$") as caught:
+        listen("no-such-host.invalid:1")
+    assert caught.value.exit_code == 1

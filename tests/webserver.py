@@ -1,0 +1,78 @@
+"""The web server in a thread of the test's own process, on a free port."""
+
+import contextlib
+import http.client
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from exporter.web import Server, application, listen
+from exporter.webconfig import WebConfigFile
+
+NAME = 'Support "EU" \\ Zürich\n東京'
+
+
+def families() -> list[Metric]:
+    up = GaugeMetricFamily("modus_up", "All agents were read.", 1)
+    runs = CounterMetricFamily("modus_runs", "Runs.", labels=["agent_name"])
+    runs.add_metric([NAME], 3)
+    return [up, runs]
+
+
+@dataclass
+class Site:
+    """A server in a thread of this process."""
+
+    server: Server
+    port: int
+    reloads: list[int] = field(default_factory=list)  # one entry per reload
+
+    def get(self, path, method="GET", tls=None, body=None, **headers) -> http.client.HTTPResponse:
+        """One request on a connection of its own; the body is in `.data`."""
+        connection = (
+            http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=tls)
+            if tls
+            else http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        )
+        with contextlib.closing(connection):
+            names = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body=body, headers=names)
+            answer = connection.getresponse()
+            answer.data = answer.read()
+            return answer
+
+
+@contextlib.contextmanager
+def running(
+    scrape=lambda timeout: families(),
+    ready=lambda: True,
+    failure=None,
+    config=None,
+    path="/metrics",
+    lifecycle=False,
+) -> Iterator[Site]:
+    async def reload():
+        site.reloads.append(1)
+        return failure
+
+    web_config = WebConfigFile(str(config) if config else None)
+    app = application(
+        scrape=scrape,
+        ready=ready,
+        reload=reload,
+        telemetry_path=path,
+        enable_lifecycle=lifecycle,
+        web_config=web_config,
+    )
+    listener = listen("127.0.0.1:0")
+    site = Site(Server(app, web_config, reload), listener.getsockname()[1])
+    thread = threading.Thread(target=site.server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield site
+    finally:
+        site.server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
