@@ -1,6 +1,7 @@
 """`--config.check`: one request per agent, and a table of what came of it."""
 
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
@@ -64,11 +65,16 @@ def find_targets(client: "ModusClient", settings: "Settings", deadline: float) -
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Aligned columns under a heading, one line per row whatever the cells hold."""
-    lines = [
-        [" ".join(printable(cell).split()) for cell in row] for row in (tuple(map(str.upper, head)), *rows)
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
+    cells = ([name.upper() for name in head], *rows)
+    lines = [[" ".join(printable(cell).split()) for cell in row] for row in cells]
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        [cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
         for line in lines
     )
+    return "".join("  ".join(line).rstrip() + "\n" for line in padded)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal: East Asian characters take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

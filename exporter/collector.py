@@ -48,7 +48,7 @@ class Settings:
             interval = targets[agent.id].expected_interval if agent.id in targets else None
             targets[agent.id] = Target(agent.id, agent.name, agent.type, interval)
         index, total = self.shard
-        return [target for target in targets.values() if shard_of(target.id, total) == index]
+        return [targets[id_] for id_ in sorted(targets) if shard_of(id_, total) == index]
 
 
 class RunsCollector:

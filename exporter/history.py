@@ -20,6 +20,7 @@ from exporter.model import OPEN_STATUSES, ApiError, Cursor, Gap, Run, RunsPage
 
 MARGIN = 120.0  # seconds; twice the longest delay of the index
 MAX_GAPS = 8
+MAX_FRUITLESS = 10  # pages; shifting pages repeat a few, a list that never ends repeats all
 PAGE_SIZES = (5, 10, 25, 50)  # below the configured one
 
 Ask = Callable[[str | None, int], RunsPage]  # page token, page size -> page; raises ApiError
@@ -43,12 +44,17 @@ def read_newest(
         if len(gaps) > MAX_GAPS:
             gaps = (*gaps[:-2], _merged(*gaps[-2:]))
     # a start in the future would hide later ones
-    newest = max((min(start, page.now) for start in _starts(page)), default=None)
-    if newest is None or (cursor.newest is not None and newest <= cursor.newest):
-        if cursor.newest is not None and page.now - cursor.first_seen >= MARGIN:
-            floor = max(floor, math.nextafter(cursor.newest, math.inf))  # above that run
-        return page, Cursor(cursor.newest, cursor.first_seen, floor, gaps)
-    return page, Cursor(newest, page.now, max(floor, newest - MARGIN), gaps)
+    newest = max((min(start, page.now) for start in _starts(page)), default=cursor.newest)
+    if newest is None:
+        return page, replace(cursor, gaps=gaps)
+    if cursor.newest is None or newest > cursor.newest:
+        known, first_seen = newest - MARGIN, page.now
+    else:
+        newest, first_seen = cursor.newest, cursor.first_seen
+        settled = page.now - first_seen >= MARGIN
+        known = math.nextafter(newest, math.inf) if settled else newest - MARGIN
+    # the lookback is not kept in it: a clock that was wrong once must not hide runs for good
+    return page, Cursor(newest, first_seen, known if cursor.floor is None else max(cursor.floor, known), gaps)
 
 
 def catch_up(cursor: Cursor, ask: Ask, *, max_pages: int) -> Iterator[tuple[RunsPage, Cursor]]:
@@ -59,7 +65,6 @@ def catch_up(cursor: Cursor, ask: Ask, *, max_pages: int) -> Iterator[tuple[Runs
     """
     met: set[str] = set()
     tokens: set[str | None] = set()
-    fruitless = 0
     while cursor.gaps and max_pages > 0:
         gap, *later = cursor.gaps
         try:
@@ -74,15 +79,20 @@ def catch_up(cursor: Cursor, ask: Ask, *, max_pages: int) -> Iterator[tuple[Runs
         if page.next_page_token in tokens:
             raise ApiError("bad_response", "the page token repeats: the list of runs never ends")
         ids = {run.id for run in page.runs}
-        fruitless = fruitless + 1 if ids <= met else 0
-        met |= ids
+        fruitless = gap.fruitless + 1 if ids <= met else 0
         if _goes_on(page, gap.floor):
+            met |= ids
             tokens.add(page.next_page_token)
-            later.insert(0, Gap(gap.floor, gap.size, page.next_page_token, gap.pages + 1, gap.since))
+            further = Gap(gap.floor, gap.size, page.next_page_token, gap.pages + 1, fruitless, gap.since)
+            later.insert(0, further)
+        else:
+            met, tokens = set(), set()
         cursor = replace(cursor, gaps=tuple(later))
         yield page, cursor
-    if cursor.gaps and fruitless > 2:
-        raise ApiError("bad_response", f"{fruitless} pages in a row brought no new run: the list never ends")
+        if fruitless >= MAX_FRUITLESS:
+            raise ApiError(
+                "bad_response", f"{fruitless} pages in a row brought no new run: the list never ends"
+            )
 
 
 def list_open(ask: Callable[[str, str | None], RunsPage], *, max_pages: int) -> dict[str, Run]:
@@ -121,7 +131,7 @@ def _merged(newer: Gap, older: Gap) -> Gap:
     since = older.since if newer.since is None else newer.since
     if older.token is None:
         return Gap(floor, older.size, since=since)
-    return Gap(floor, newer.size, newer.token, newer.pages, since)
+    return Gap(floor, newer.size, newer.token, newer.pages, since=since)
 
 
 def _goes_on(page: RunsPage, floor: float) -> bool:

@@ -120,6 +120,7 @@ class Gap(msgspec.Struct, frozen=True):
     size: int  # page size; one walk keeps it, because a token may be a page number
     token: str | None = None  # None: from the newest run on
     pages: int = 0  # read so far, and to be read again for nothing should the token be refused
+    fruitless: int = 0  # the last pages that brought nothing new
     since: float | None = None  # a search for open runs that left the open lists, begun at this instant
 
 
@@ -128,7 +129,7 @@ class Cursor(msgspec.Struct, frozen=True):
 
     newest: float | None = None  # start of the newest run seen; this and the next two in Unix seconds
     first_seen: float = 0.0  # when that run was seen first, by the API's clock
-    floor: float | None = None  # None before the first page
+    floor: float | None = None  # None before the first run
     gaps: tuple[Gap, ...] = ()  # newest stretch first
 
 

@@ -105,7 +105,6 @@ class StateFile:
                 self._connect()
                 return _read(self._db, meta)
         except (sqlite3.Error, msgspec.DecodeError, OSError) as error:
-            self.close()
             raise LedgerError(f"{self.path}: not usable as state file: {error}; check state.path") from None
 
     def open_again(self) -> bool:

@@ -18,10 +18,11 @@ from hypothesis.stateful import (
 
 from exporter.demo import SimulatedModus, SimulatedRun
 from exporter.model import ApiError
-from tests.simulation import BOUNDS, Clock, Exporter, finished
+from tests.simulation import BOUNDS, DAY, Clock, Exporter, finished
 from tests.simulation import settings as exporter_settings
 
 AGENT = 7
+LOOKBACK = 30 * DAY  # longer than any history here, but for the runs that were over or open before
 TERMINAL = st.sampled_from(["completed", "completed", "error", "cancelled"])
 TRIGGERS = st.sampled_from(["schedule", "api", None, "carrier pigeon"])
 
@@ -51,9 +52,9 @@ class Counting(RuleBasedStateMachine):
         self.modus.add_agent(AGENT, "Any agent")
         for n in range(before):
             self.modus.start_run(AGENT, at=self.clock.now - 600 + 30 * n, lasts=20)
-        self.modus.start_run(AGENT, at=self.clock.now - 3 * 86400, lasts=60)  # beyond the lookback
-        self.waiting = [self.modus.start_run(AGENT, at=self.clock.now - 2 * 86400, waits_from=0.0)]
-        self.settings = exporter_settings(AGENT, page_size=page_size, max_pages=max_pages)
+        self.modus.start_run(AGENT, at=self.clock.now - 2 * LOOKBACK, lasts=60)  # beyond the lookback
+        self.waiting = [self.modus.start_run(AGENT, at=self.clock.now - 1.5 * LOOKBACK, waits_from=0.0)]
+        self.settings = exporter_settings(AGENT, page_size=page_size, max_pages=max_pages, lookback=LOOKBACK)
         self.exporter = self.start()
 
     def start(self) -> Exporter:
