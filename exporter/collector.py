@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # both are handed in
     from exporter.ledger import Ledger
 
 MAX_LINES = 10  # log lines about agents that changed their state in one scrape
+SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
 STRAGGLER = 0.25  # seconds past the deadline after which nobody waits for a request any more
 
 log = logging.getLogger("exporter.collector")
@@ -135,6 +136,8 @@ class RunsCollector:
             readings = self._readings(targets, deadline)
             for agent_id, reading in readings.items():
                 self._record(agent_id, reading)
+            for agent_id in self._ledger.accounts.keys() - readings.keys():
+                self._ledger.unread(agent_id)  # no longer in use
             self._ledger.commit()
             self._tell_changes({agent_id: reading.error for agent_id, reading in readings.items()})
             agents = [self._show(target, readings[target.id]) for target in targets]
@@ -179,7 +182,18 @@ class RunsCollector:
         if discovery is None:
             return self._settings.choose([])
         ask = partial(self._list_agents, deadline)
-        return self._settings.choose(discovery.agents(ask, self._executor, self._monotonic()))
+        found = discovery.agents(ask, self._executor, self._monotonic())
+        return self._settings.choose(self._last_known() if found is None else found)
+
+    def _last_known(self) -> list[Agent]:
+        """The agents in use before a restart, for as long as the API cannot list them."""
+        accounts = self._ledger.accounts
+        newest = max((account.last_read or 0.0 for account in accounts.values()), default=0.0)
+        return [
+            Agent(agent_id, account.name, account.type)
+            for agent_id, account in accounts.items()
+            if (account.last_read or 0.0) >= newest - SAME_TIME
+        ]
 
     def _list_agents(self, deadline: float, token: str | None) -> AgentsPage:
         return self._api.agents(deadline=deadline, page_token=token)

@@ -41,8 +41,8 @@ class Discovery:
         self._refresh: Future[list[Agent]] | None = None
         self._failing = False
 
-    def agents(self, ask: Ask, executor: Executor, now: float) -> list[Agent]:
-        """The agents as of the last refresh that succeeded; `now` is monotonic, in seconds.
+    def agents(self, ask: Ask, executor: Executor, now: float) -> list[Agent] | None:
+        """The agents as of the last refresh that succeeded, None before one did; `now` is monotonic seconds.
 
         Waits for the first list; later ones are awaited by nobody.
         """
@@ -54,7 +54,7 @@ class Discovery:
         if self._refresh and (self._found is None or self._refresh.done()):
             self._take(self._refresh)
             self._refresh = None
-        return self._found or []
+        return self._found
 
     def _take(self, refresh: Future[list[Agent]]) -> None:
         try:
