@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lock clean
+.PHONY: run test check lock dashboards clean
 .DEFAULT_GOAL := run
 
 $(VENV)/.run: requirements.lock
@@ -34,6 +34,9 @@ lock:  ## pin what pyproject.toml asks for, with hashes
 	$(BIN)/pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
+
+dashboards: $(VENV)/.dev  ## write the Grafana dashboards from their generator
+	$(BIN)/python grafana/generate.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,0 +1,227 @@
+"""The real command, a real Prometheus and a real Alertmanager, each on a free port of loopback."""
+
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import requests
+from prometheus_client.openmetrics.parser import text_fd_to_metric_families
+from prometheus_client.samples import Sample
+
+T = TypeVar("T")
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def wait_for(what: str, ask: Callable[[], T], seconds: float = 60.0) -> T:
+    """What `ask` returns as soon as that is true; it may raise OSError until then."""
+    deadline = time.monotonic() + seconds
+    problem: object = None
+    while time.monotonic() < deadline:
+        try:
+            if answer := ask():
+                return answer
+        except OSError as error:
+            problem = error
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {what} ({problem})")
+
+
+def get(
+    url: str, headers: dict[str, str] | None = None, data: bytes | None = None, timeout: float = 30
+) -> str:
+    """The body of an answer in the 200s; RequestException, which is an OSError, for any other."""
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.request(
+            "GET" if data is None else "POST", url, headers=headers, data=data, timeout=timeout
+        )
+        answer.raise_for_status()
+        return answer.content.decode()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+class Process:
+    """A program that is ended by its process id, whatever happens to the test."""
+
+    def __init__(self, command: list[str], directory: Path, env: dict[str, str] | None = None) -> None:
+        self.log = directory / f"{Path(command[0]).name}-{time.monotonic_ns()}.log"
+        with self.log.open("wb") as log:
+            self.popen = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, **(env or {})}, cwd=directory
+            )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait(10)
+
+    def stop(self, number: int = signal.SIGTERM, within: float = 10.0) -> int:
+        if self.popen.poll() is None:
+            self.popen.send_signal(number)
+        try:
+            return self.popen.wait(within)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+
+class Exporter(Process):
+    """`python -m exporter` with these flags, from the moment it listens."""
+
+    def __init__(self, directory: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+        root = str(Path(__file__).parents[2])
+        command = [sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0", *flags]
+        super().__init__(command, directory, {"PYTHONPATH": root, **(env or {})})
+        address = wait_for("the exporter listens", self._address)
+        self.url = f"http://{address}"
+
+    def _address(self) -> str | None:
+        if self.popen.poll() is not None:
+            raise AssertionError(f"the exporter ended: {self.said()}")
+        found = re.search(r"msg=listening address=(\S+)", self.said())
+        return found[1] if found else None
+
+    def exposition(self, timeout: float = 30) -> str:
+        return get(f"{self.url}/metrics", {"Accept": OPENMETRICS}, timeout=timeout)
+
+    def scrape(self) -> "Scrape":
+        return Scrape(self.exposition())
+
+
+class Scrape:
+    """The samples of one exposition."""
+
+    def __init__(self, text: str) -> None:
+        self.samples: list[Sample] = [
+            sample
+            for family in text_fd_to_metric_families(iter(text.splitlines(keepends=True)))
+            for sample in family.samples
+        ]
+
+    def all(self, name: str, **labels: str) -> list[Sample]:
+        return [s for s in self.samples if s.name == name and labels.items() <= s.labels.items()]
+
+    def value(self, name: str, **labels: str) -> float:
+        """The sum of the samples that match."""
+        found = self.all(name, **labels)
+        assert found, f"no sample of {name} {labels}"
+        return sum(sample.value for sample in found)
+
+    def finished(self, agent_id: int) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for sample in self.all("modus_agent_runs_finished_total", agent_id=str(agent_id)):
+            status = sample.labels["status"]
+            counts[status] = counts.get(status, 0) + int(sample.value)
+        return counts
+
+
+@contextmanager
+def exporter(directory: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Exporter]:
+    running = Exporter(directory, *flags, env=env)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def config(directory: Path, url: str, *agents: int, **sections: str) -> Path:
+    """A configuration file for these agents; `sections` are further lines by top-level key."""
+    path = directory / "config.yaml"
+    lines = [f"modus: {{base_url: '{url}', token: demo}}", f"agents: {list(agents)}"]
+    lines += [f"state: {{path: '{directory}/state/state.db'}}"] if "state" not in sections else []
+    path.write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in sections.items())]) + "\n")
+    return path
+
+
+def program(*names: str) -> str:
+    """The first of these programs that is installed; without one the test is skipped, but not in CI."""
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    message = f"{names[0]} is not installed: apt-get install prometheus prometheus-alertmanager"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+class Prometheus(Process):
+    """A Prometheus with this configuration, from the moment it is ready."""
+
+    def __init__(self, directory: Path, config_file: Path) -> None:
+        self.url = f"http://127.0.0.1:{free_port()}"
+        super().__init__(
+            [
+                program("prometheus"),
+                f"--config.file={config_file}",
+                f"--storage.tsdb.path={directory / 'data'}",
+                f"--web.listen-address={self.url.removeprefix('http://')}",
+                "--enable-feature=exemplar-storage",
+            ],
+            directory,
+        )
+        try:
+            wait_for("Prometheus is ready", lambda: get(f"{self.url}/-/ready"))
+        except AssertionError:
+            self.kill()
+            raise AssertionError(self.said()) from None
+
+    def ask(self, path: str, **query: Any) -> Any:
+        answer = json.loads(get(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query, doseq=True)}"))
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
+        return result
+
+    def number(self, expression: str) -> float | None:
+        result = self.query(expression)
+        return float(result[0]["value"][1]) if result else None
+
+
+class Webhook:
+    """Receives what an Alertmanager sends, on a free port of loopback."""
+
+    def __init__(self) -> None:
+        received: list[dict[str, Any]] = []
+        self.received = received
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                received.append({"path": self.path, **body})
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
