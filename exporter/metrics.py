@@ -17,6 +17,7 @@ from prometheus_client.utils import floatToGoString
 from exporter.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Exemplar, Totals, printable
 
 AGENT_LABELS = ("agent_id", "agent_name")
+MAX_STATUSES = 20  # of one agent; the API names five
 LONGEST_EXEMPLAR = 128  # characters of names and values together, OpenMetrics 1.0
 
 
@@ -101,7 +102,15 @@ def _maybe(value: float | None, *labels: str) -> list[Point]:
 
 
 def _runs(agent: AgentSnapshot) -> list[Point]:
-    return [Point((status,), n) for status, n in (agent.counts or {}).items() if status != TOTAL_COUNT]
+    by_status: dict[str, int] = {}
+    for name, n in (agent.counts or {}).items():
+        if name == TOTAL_COUNT:
+            continue
+        status = printable(name)  # two names may become one
+        if status not in by_status and len(by_status) >= MAX_STATUSES:
+            status = "other"
+        by_status[status] = by_status.get(status, 0) + n
+    return [Point((status,), n) for status, n in by_status.items()]
 
 
 def _durations(agent: AgentSnapshot) -> list[Point]:

@@ -1,0 +1,98 @@
+"""The exposition, byte for byte. After a change that is meant: UPDATE_GOLDEN=1 pytest tests/golden."""
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from exporter.metrics import AgentSnapshot, Snapshot, families
+from exporter.model import Exemplar, Totals
+from exporter.web import render
+
+HERE = Path(__file__).parent
+BOUNDS = (1.0, 60.0)
+START = 1_790_000_000.0
+
+
+def totals() -> Totals:
+    return Totals(
+        created=START - 86400,
+        durations_created=START - 86400,
+        buckets=[2, 1, 1],
+        exemplars=[Exemplar("wf_1:a", 0.5, START - 30), None, Exemplar("wf_9:z", 75.25, START - 600)],
+        duration_sum=100.25,
+        finished={"completed": {"schedule": 3, "api": 1}, "error": {"schedule": 0, "api": 2}},
+        last_end={"completed": START - 30, "error": START - 90},
+    )
+
+
+def healthy(name: str = "Invoice triage", agent_id: int = 42) -> AgentSnapshot:
+    return AgentSnapshot(
+        id=agent_id,
+        name=name,
+        up=True,
+        errors={},
+        created=START,
+        read_duration=0.0625,
+        type="task",
+        counts={"all_executions": 6, "running": 1, "awaiting_human": 0, "error": 2, "completed": 3},
+        open_starts={"running": START - 120},
+        totals=totals(),
+        last_start=START - 120,
+        last_read=START,
+        expected_interval=3600.0,
+    )
+
+
+def failed() -> AgentSnapshot:
+    return AgentSnapshot(
+        id=42,
+        name="Invoice triage",
+        up=False,
+        errors={"forbidden": 2},
+        created=START,
+        read_duration=0.0625,
+        totals=totals(),
+        last_start=START - 120,
+        last_read=START - 60,
+        backlog=True,
+    )
+
+
+def snapshot(*agents: AgentSnapshot) -> Snapshot:
+    return Snapshot(
+        agents=agents,
+        bounds=BOUNDS,
+        complete=bool(agents) and all(agent.up for agent in agents),
+        duration=0.125,
+        ledger_up=True,
+        version="1.2.3",
+        created=START,
+        requests={("list_runs", "200"): 3, ("list_runs", "403"): 2} if agents else {},
+        request_bounds=(0.1, 1.0),
+        request_durations={"list_runs": ([4, 1, 0], 0.75)} if agents else {},
+        reloaded=START,
+    )
+
+
+CASES = {
+    "empty": snapshot(),
+    "one-agent": snapshot(healthy()),
+    "escaping": snapshot(
+        healthy('Quote " backslash \\ newline \n tab \t bell \x07 lone \ud800 Zürich 東京 🦉'),
+        healthy("", 43),
+    ),
+    "failure": snapshot(failed()),
+}
+
+
+@pytest.mark.parametrize("openmetrics", [False, True], ids=["text", "openmetrics"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_exposition_is_this_byte_for_byte(case: str, openmetrics: bool) -> None:
+    path = HERE / f"{case}.{'openmetrics' if openmetrics else 'txt'}"
+    shown = render(list(families(CASES[case])), openmetrics)
+    shown = shown.replace(platform.python_version().encode(), b"X.Y.Z")
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_bytes(shown)
+    assert shown.decode() == path.read_bytes().decode()
