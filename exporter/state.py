@@ -109,13 +109,19 @@ class StateFile:
 
     def open_again(self) -> bool:
         """Open the file where it is not open; True when it is not the one that was written before."""
-        inode = self._inode_now()
-        if self._db is not None and inode == self._inode:
+        same = self._inode_now() == self._inode
+        if self._db is not None and same:
             return False
-        before = self._inode
         self._disconnect()
-        self._connect()
-        return self._inode != before
+        try:
+            self._connect()
+        except sqlite3.DatabaseError as error:
+            if not _is_corruption(error):
+                raise
+            self.move_aside(error)
+            self._connect()
+            return True
+        return not same
 
     def write(
         self,
@@ -139,7 +145,7 @@ class StateFile:
                 db.executemany("DELETE FROM counted WHERE agent_id = ? AND run_id = ?", gone)
         except sqlite3.Error as error:
             self._disconnect()
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if _is_corruption(error):
                 self.move_aside(error)
             raise
 
@@ -190,6 +196,10 @@ def read_state(path: str) -> State:
             return _read(db, None)
     except (sqlite3.Error, msgspec.DecodeError) as error:
         raise LedgerError(f"{path}: cannot be read: {error}; check state.path") from None
+
+
+def _is_corruption(error: sqlite3.Error) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _check_ownership(db: sqlite3.Connection, path: str) -> None:

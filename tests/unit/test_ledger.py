@@ -1,0 +1,270 @@
+"""What counts, once, and what stays when a process, a file or a clock does not."""
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from exporter.ledger import Ledger
+from exporter.model import Cursor, Run, shard_of
+from exporter.state import LedgerError
+from tests.simulation import BOUNDS, DAY, START, Clock
+
+AGENT = 7
+
+
+def iso(instant: float) -> str:
+    return datetime.fromtimestamp(instant, UTC).isoformat()
+
+
+def a_run(
+    id_: str = "wf:1",
+    status: str = "completed",
+    start: float | None = START - 100,
+    end: float | None = START - 70,
+    duration_ms: float | None = 30_000,
+    trigger: str | None = "schedule",
+) -> Run:
+    return Run(
+        id=id_,
+        workflow_id="wf",
+        status=status,
+        started_at=None if start is None else iso(start),
+        ended_at=None if end is None else iso(end),
+        duration_ms=duration_ms,
+        trigger_type=trigger,
+    )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "state.db")
+
+
+def ledger(path: str | None, clock: Clock, lookback: float = DAY, **more: object) -> Ledger:
+    return Ledger(path, BOUNDS, lookback=lookback, clock=clock, **more)  # type: ignore[arg-type]
+
+
+def record(book: Ledger, *runs: Run, now: float | None = None) -> None:
+    now = book._clock() if now is None else now
+    book.account(AGENT, now)
+    book.record(AGENT, runs, Cursor(), now)
+
+
+def finished(book: Ledger) -> int:
+    by_status = book.accounts[AGENT].totals.finished
+    return sum(n for by_trigger in by_status.values() for n in by_trigger.values())
+
+
+def test_a_run_is_counted_once_however_often_it_is_seen(clock: Clock) -> None:
+    book = ledger(None, clock)
+    book.account(AGENT, clock())
+    clock.advance(200)
+    record(book, a_run(end=START + 50), a_run(end=START + 50))
+    record(book, a_run(end=START + 50))
+    assert finished(book) == 1
+
+
+def test_two_temporal_runs_of_one_workflow_are_two(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1", "error"), a_run("wf:2"))
+    assert finished(book) == 2
+
+
+def test_known_series_are_there_at_zero_from_the_first_sight(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book)
+    finished_by = book.accounts[AGENT].totals.finished
+    assert {status: set(by.values()) for status, by in finished_by.items()} == {
+        "completed": {0},
+        "error": {0},
+        "cancelled": {0},
+    }
+    assert set(finished_by["error"]) == {"schedule", "webhook", "api", "slack", "manual"}
+
+
+def test_a_restart_goes_on_where_the_last_commit_was(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1"), a_run("wf:2", "running", end=None, duration_ms=None))
+    book.close()
+    again = ledger(path, clock)
+    record(again, a_run("wf:1"), a_run("wf:2"), a_run("wf:3"))
+    assert finished(again) == 3
+    assert again.accounts[AGENT].totals.created == START - DAY
+    again.close()
+
+
+def test_nothing_shown_before_the_commit_survives_a_crash_and_all_after_it_does(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1"))
+    book.commit()
+    record(book, a_run("wf:2"))  # and no commit
+    book._file.close()  # type: ignore[union-attr]
+    again = ledger(path, clock)
+    assert finished(again) == 1
+    record(again, a_run("wf:1"), a_run("wf:2"))
+    assert finished(again) == 2
+    again.close()
+
+
+def test_in_memory_only_runs_that_end_after_the_start_are_counted(clock: Clock) -> None:
+    book = ledger(None, clock)
+    record(book, a_run("wf:old"), a_run("wf:open", "running", end=None, duration_ms=None))
+    assert finished(book) == 0
+    clock.advance(60)
+    record(book, a_run("wf:old"), a_run("wf:open", end=START + 10), a_run("wf:new", end=START + 20))
+    assert finished(book) == 2
+    assert book.accounts[AGENT].totals.created == START
+
+
+def test_a_run_first_seen_after_the_lookback_is_not_counted_but_one_seen_open_is(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock)
+    old = START - 2 * DAY
+    record(book, a_run("wf:ended", start=old), a_run("wf:waits", "awaiting_human", start=old, end=None))
+    assert finished(book) == 0
+    record(book, a_run("wf:waits", start=old))
+    assert finished(book) == 1
+    book.close()
+
+
+def test_a_longer_lookback_counts_no_forgotten_run_again(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1"))
+    for _ in range(2):  # ids are looked through once an hour
+        clock.advance(1.2 * DAY)
+        record(book)
+    assert book.counted[AGENT] == {}
+    book.close()
+    longer = ledger(path, clock, lookback=30 * DAY)
+    record(longer, a_run("wf:1"))
+    assert finished(longer) == 1
+    longer.close()
+
+
+def test_a_run_counted_late_in_its_life_is_not_followed_again_from_a_stale_list(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock)
+    old = START - 5 * DAY
+    record(book, a_run("wf:1", "running", start=old, end=None))
+    record(book, a_run("wf:1", start=old))
+    record(book, a_run("wf:1", "running", start=old, end=None))
+    assert book.accounts[AGENT].open == {}
+    book.close()
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "end", "counts"),
+    [
+        (30_000.0, START - 70, True),
+        (0.0, START - 100, True),
+        (None, START - 70, True),  # the end minus the start
+        (None, None, False),
+        (-1.0, START - 70, False),
+        (float("nan"), START - 70, False),
+        (float("inf"), START - 70, False),
+        (400 * DAY * 1000, START - 70, False),
+    ],
+)
+def test_an_odd_duration_counts_as_finished_and_stays_out_of_the_histogram(
+    path: str,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    duration_ms: float | None,
+    end: float | None,
+    counts: bool,
+) -> None:
+    book = ledger(path, clock)
+    with caplog.at_level(logging.WARNING):
+        record(book, a_run(duration_ms=duration_ms, end=end))
+        record(book, a_run(duration_ms=duration_ms, end=end))
+    assert finished(book) == 1
+    assert sum(book.accounts[AGENT].totals.buckets) == int(counts)
+    assert len(caplog.records) == (0 if counts else 1)
+    book.close()
+
+
+def test_a_duration_on_a_bound_is_in_that_bucket(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("a", duration_ms=1000), a_run("b", duration_ms=1001), a_run("c", duration_ms=601_000))
+    assert book.accounts[AGENT].totals.buckets == [1, 1, 0, 0, 1]
+    book.close()
+
+
+def test_the_exemplar_of_a_bucket_is_its_newest_run(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("new", end=START - 10), a_run("old", end=START - 50))
+    exemplar = book.accounts[AGENT].totals.exemplars[2]
+    assert exemplar is not None
+    assert exemplar.run_id == "new"
+    book.close()
+
+
+def test_trigger_types_beyond_twenty_become_other_and_that_is_said_once(
+    path: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = ledger(path, clock)
+    with caplog.at_level(logging.WARNING):
+        record(book, *(a_run(f"wf:{n}", trigger=f"trigger {n}") for n in range(1000)))
+    by_trigger = book.accounts[AGENT].totals.finished["completed"]
+    assert len(by_trigger) == 21
+    assert by_trigger["other"] == 1000 - 15
+    assert len(caplog.records) == 1
+    book.close()
+
+
+def test_a_snapshot_keeps_the_totals_it_was_given(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1"))
+    book.commit()
+    shown = book.accounts[AGENT].totals
+    record(book, a_run("wf:2"))
+    assert sum(shown.buckets) == 1
+    assert sum(book.accounts[AGENT].totals.buckets) == 2
+    book.close()
+
+
+def test_other_buckets_are_refused_with_one_line_until_the_histogram_is_reset(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1"))
+    book.close()
+    with pytest.raises(LedgerError, match=r"other buckets; .* --state\.reset-histogram"):
+        Ledger(path, (1.0, 2.0), lookback=DAY, clock=clock)
+    clock.advance(60)
+    anew = Ledger(path, (1.0, 2.0), lookback=DAY, reset_histogram=True, clock=clock)
+    totals = anew.accounts[AGENT].totals
+    assert (totals.buckets, finished(anew), totals.durations_created) == ([0, 0, 0], 1, START + 60)
+    anew.close()
+    Ledger(path, (1.0, 2.0), lookback=DAY, clock=clock).close()
+
+
+def test_an_agent_that_comes_from_another_shard_is_counted_from_then_on(path: str, clock: Clock) -> None:
+    stays = next(n for n in range(100) if shard_of(n, 3) == 0 and shard_of(n, 2) == 0)
+    comes = next(n for n in range(100) if shard_of(n, 3) == 2 and shard_of(n, 2) == 0)
+    before = ledger(path, clock, shard=(0, 3))
+    for agent_id in (stays, comes):  # `comes` was here once, then on shard 2
+        before.account(agent_id, clock())
+        before.record(agent_id, [], Cursor(), clock())
+    before.close()
+    clock.advance(600)
+    after = ledger(path, clock, shard=(0, 2))
+    clock.advance(60)
+    meanwhile = a_run("wf:1", start=START + 100, end=START + 500)
+    later = a_run("wf:2", start=START + 100, end=START + 650)
+    for agent_id in (stays, comes):
+        after.record(agent_id, [meanwhile, later], Cursor(), clock())
+    counts = {n: sum(after.accounts[n].totals.finished["completed"].values()) for n in (stays, comes)}
+    assert counts == {stays: 2, comes: 1}
+    after.close()
