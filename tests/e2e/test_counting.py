@@ -1,0 +1,178 @@
+"""The real process against an API over HTTP: what it counts is what the API lists, whatever happens to it."""
+
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import requests
+
+from exporter.demo import SimulatedModus
+from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, wait_for
+
+AGENT = 7
+KILLS = 50
+
+
+@pytest.fixture
+def modus() -> Iterator[SimulatedModus]:
+    modus = SimulatedModus(fleet={}).start()
+    modus.add_agent(AGENT, "Any agent")
+    yield modus
+    modus.close()
+
+
+def ended(modus: SimulatedModus) -> Counter[str]:
+    runs = [run.listed for run in modus.runs(AGENT)]
+    return Counter(status for status in runs if status in ("completed", "error", "cancelled"))
+
+
+def counted(scrape: Scrape) -> Counter[str]:
+    return +Counter(scrape.finished(AGENT))
+
+
+def test_no_run_is_lost_or_repeated_over_fifty_kills(modus: SimulatedModus, tmp_path: Path) -> None:
+    rng = random.Random(1)  # noqa: S311
+    file = config(tmp_path, modus.url, AGENT)
+    shown: Counter[str] = Counter()
+    for _ in range(KILLS):
+        for _ in range(rng.randrange(1, 6)):
+            now = modus.clock()
+            modus.start_run(
+                AGENT,
+                at=now - rng.random(),
+                lasts=rng.random() * 2,
+                outcome=rng.choice(["completed", "error"]),
+            )
+        running = Exporter(tmp_path, "--config.file", str(file))
+        until = time.monotonic() + rng.random() * 0.3
+        while time.monotonic() < until:
+            with suppress(requests.RequestException):
+                now_shown = counted(running.scrape())
+                assert now_shown >= shown, "a counter stepped back"
+                shown = now_shown
+        running.kill()
+    with exporter(tmp_path, "--config.file", str(file)) as running:
+        wait_for("all runs ended", lambda: not [run for run in modus.runs(AGENT) if run.listed == "running"])
+        scrape = running.scrape()
+    assert counted(scrape) == ended(modus)
+    assert scrape.value("modus_agent_run_duration_seconds_count") == ended(modus)["completed"]
+
+
+@pytest.mark.parametrize("single_run", [True, False])
+@pytest.mark.parametrize("page_tokens", ["offset", "key"])
+def test_after_every_step_the_counters_are_those_of_the_list(
+    modus: SimulatedModus, tmp_path: Path, single_run: bool, page_tokens: str
+) -> None:
+    rng = random.Random(2)  # noqa: S311
+    modus.single_run, modus.page_tokens = single_run, page_tokens
+    file = config(tmp_path, modus.url, AGENT, runs="{page_size: 10}")
+    open_runs = [modus.start_run(AGENT, at=modus.clock() - 3 * 86400, waits_from=0.0)]
+    with exporter(tmp_path, "--config.file", str(file)) as running:
+        running.scrape()
+        for step in range(60):
+            match rng.randrange(5):
+                case 0:
+                    open_runs += [modus.start_run(AGENT) for _ in range(rng.randrange(1, 15))]
+                case 1:
+                    modus.start_run(AGENT, at=modus.clock() - rng.random() * 50, lasts=0.0)  # indexed late
+                case 2 if open_runs:  # often pages deep
+                    modus.end_run(open_runs.pop(0), rng.choice(["completed", "error", "cancelled"]))
+                case 3 if open_runs:
+                    failed = open_runs.pop(rng.randrange(len(open_runs)))
+                    modus.end_run(failed, "error")
+                    open_runs.append(modus.start_run(AGENT, workflow_id=failed.workflow_id))
+                case 4 if open_runs:
+                    modus.change(rng.choice(open_runs), waits_from=modus.clock())
+            scrape = running.scrape()
+            assert counted(scrape) == ended(modus), f"step {step}"
+            assert scrape.value("modus_agent_run_duration_seconds_count") == ended(modus)["completed"]
+            assert scrape.value("modus_agent_backlog") == 0
+
+
+def test_in_the_steady_state_an_agent_costs_one_request(modus: SimulatedModus, tmp_path: Path) -> None:
+    modus.start_run(AGENT, at=modus.clock() - 86400 / 2)  # open, and soon pages deep
+    for n in range(250):
+        modus.start_run(AGENT, at=modus.clock() - 30_000 + 100 * n, lasts=1.0)
+    file = config(tmp_path, modus.url, AGENT)
+    with exporter(tmp_path, "--config.file", str(file)) as running:
+        for _ in range(3):
+            running.scrape()
+        modus.requests.clear()
+        for _ in range(10):
+            running.scrape()
+        assert [request.operation for request in modus.requests] == ["list_runs"] * 10
+        assert {request.query["pageSize"] for request in modus.requests} == {"5"}
+
+
+def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    modus.start_run(AGENT, at=modus.clock() - 3600, lasts=60.0)  # before the window
+    file = config(tmp_path, modus.url, AGENT)
+    running = Exporter(tmp_path, "--config.file", str(file))
+    port = running.url.rpartition(":")[2]
+    prometheus_file = tmp_path / "prometheus.yml"
+    prometheus_file.write_text(
+        "scrape_configs: [{job_name: modus, scrape_interval: 1s, scrape_timeout: 1s,"
+        f" static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n"
+    )
+    prometheus = Prometheus(tmp_path, prometheus_file)
+    total = "sum(modus_agent_runs_finished_total)"
+    try:
+        wait_for("a first sample", lambda: prometheus.number(total) is not None)
+        for _ in range(4):
+            for _ in range(5):
+                modus.start_run(AGENT, lasts=0.2)
+            wait_for("they are counted", lambda: prometheus.number(total) == sum(ended(modus).values()) > 1)
+            modus.start_run(AGENT, lasts=0.0)  # ends unseen
+            running.kill()
+            running = Exporter(
+                tmp_path, "--web.listen-address", f"127.0.0.1:{port}", "--config.file", str(file)
+            )
+        everything = sum(ended(modus).values())
+        assert everything == 25
+        wait_for("the last is counted", lambda: prometheus.number(total) == everything)
+        # the exact increase: the last sample less the first, with what a reset would have added
+        assert prometheus.number("sum(resets(modus_agent_runs_finished_total[5m]))") == 0
+        first = prometheus.number("sum(min_over_time(modus_agent_runs_finished_total[5m]))")
+        assert first == 1
+        assert (prometheus.number(total) or 0) - first == 24
+        increase = prometheus.number("sum(increase(modus_agent_runs_finished_total[5m]))")
+        assert increase is not None
+        assert 24 <= increase <= 24 * 1.5  # extrapolated to the borders of the window
+    finally:
+        prometheus.stop()
+        running.stop()
+
+
+def audit(file: Path) -> tuple[int, str]:
+    command = [sys.executable, "-m", "exporter", "--config.file", str(file), "--audit"]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=root)
+    return done.returncode, done.stdout
+
+
+def test_the_audit_agrees_with_a_running_exporter_and_finds_what_was_tampered_with(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    for n in range(120):
+        modus.start_run(AGENT, at=modus.clock() - 3600 + 10 * n, lasts=5.0)
+    file = config(tmp_path, modus.url, AGENT, runs="{page_size: 25}")
+    with exporter(tmp_path, "--config.file", str(file)) as running:
+        running.scrape()
+        code, table = audit(file)
+    assert (code, table.splitlines()[1].split()) == (0, [str(AGENT), "120", "120", "0", "0"])
+
+    with sqlite3.connect(tmp_path / "state" / "state.db") as db:
+        db.execute("DELETE FROM counted WHERE run_id IN (SELECT run_id FROM counted LIMIT 2)")
+        db.execute("INSERT INTO counted VALUES (?, 'made:up', ?)", (AGENT, modus.clock() - 60))
+    db.close()
+    code, table = audit(file)
+    assert (code, table.splitlines()[1].split()) == (1, [str(AGENT), "120", "119", "2", "1"])
