@@ -217,7 +217,9 @@ class Ledger:
         was_open = account.open.pop(run.id, None)
         start = run.start if run.start is not None or was_open is None else was_open.start
         duration = _duration(run, start)
-        end = run.end if run.end is not None or start is None else start + (duration or 0.0)
+        end = run.end
+        if end is None and start is not None and duration is not None:
+            end = start + duration
         if not self._counts(account, was_open is not None, start, end, now):
             if was_open or _is_later(account.totals.last_end, run.status, end):
                 self._note_end(self._own_totals(agent_id, account), run.status, end, now)
