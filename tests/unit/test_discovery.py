@@ -1,0 +1,116 @@
+"""Which agents are read: those listed, those discovered, or both."""
+
+import logging
+from concurrent.futures import Future
+
+import pytest
+
+from exporter.collector import Settings
+from exporter.demo import SimulatedModus
+from exporter.discovery import Discovery, Target, list_agents
+from exporter.model import Agent, AgentsPage, ApiError
+from tests.simulation import Clock, DirectApi, Exporter, settings
+
+
+class AtOnce:
+    """An executor that has done its work when it returns."""
+
+    def submit(self, work, *args):  # type: ignore[no-untyped-def]
+        future: Future[object] = Future()
+        try:
+            future.set_result(work(*args))
+        except ApiError as error:
+            future.set_exception(error)
+        return future
+
+
+def names(found: list[Agent] | None) -> list[str]:
+    return [agent.name for agent in found or []]
+
+
+@pytest.fixture
+def api() -> DirectApi:
+    modus = SimulatedModus(fleet={}, clock=Clock())
+    for number in range(1, 31):
+        modus.add_agent(number, f"Agent {number}")
+    return DirectApi(modus)
+
+
+def ask(api: DirectApi):  # type: ignore[no-untyped-def]
+    return lambda token: api.agents(deadline=0.0, page_token=token)
+
+
+def test_all_pages_of_the_list_are_read(api: DirectApi) -> None:
+    assert len(list_agents(ask(api))) == 30
+    assert len(api.modus.requests) == 2
+
+
+def test_a_list_whose_page_token_repeats_is_an_error_and_not_half_a_list() -> None:
+    with pytest.raises(ApiError, match="never ends"):
+        list_agents(lambda token: AgentsPage([Agent(1)], "again"))
+
+
+def test_deleted_agents_are_left_out_and_globs_choose(api: DirectApi) -> None:
+    api.modus.agents[3].deleted_at = 0.0
+    discovery = Discovery(["Agent ?", "Agent 1?"], ["*5"], 300)
+    found = names(discovery.agents(ask(api), AtOnce(), 0.0))  # type: ignore[arg-type]
+    assert "Agent 3" not in found
+    assert "Agent 5" not in found
+    assert "Agent 20" not in found
+    assert len(found) == 19 - 3
+
+
+def test_the_list_is_read_again_after_the_interval_and_kept_when_that_fails(
+    api: DirectApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    discovery = Discovery(["*"], [], 300)
+
+    def look(now: float) -> int:
+        return len(discovery.agents(ask(api), AtOnce(), now) or [])  # type: ignore[arg-type]
+
+    assert look(0.0) == 30
+    api.modus.add_agent(99, "New")
+    assert look(299.0) == 30
+    assert look(301.0) == 31
+    api.modus.add_agent(100, "Newer")
+    api.modus.token = "another"  # noqa: S105
+    with caplog.at_level(logging.ERROR):
+        assert look(602.0) == look(903.0) == 31
+    assert len(caplog.records) == 1
+    api.modus.token = "demo"  # noqa: S105
+    assert look(1204.0) == 32
+
+
+def test_an_agent_that_is_listed_and_found_is_read_once_and_keeps_its_interval() -> None:
+    chosen = settings(7)
+    both = Settings(
+        **{name: getattr(chosen, name) for name in chosen.__slots__}
+        | {"targets": [Target(7, expected_interval=60.0)]}
+    )
+    assert both.choose([Agent(7, "Seven", "task"), Agent(3, "Three")]) == [
+        Target(3, "Three"),
+        Target(7, "Seven", "task", 60.0),
+    ]
+
+
+def test_after_a_restart_during_an_outage_the_agents_of_before_stay_in_the_exposition(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    modus = SimulatedModus(fleet={}, clock=Clock())
+    modus.add_agent(7, "Seven")
+    modus.start_run(7, lasts=0.0)
+    chosen = settings()
+    found = {name: getattr(chosen, name) for name in chosen.__slots__}
+
+    def start() -> Exporter:
+        discovering = Settings(**found | {"discovery": Discovery(["*"], [], 300)})
+        return Exporter(modus, str(tmp_path / "state.db"), discovering)
+
+    before = start()
+    assert before.scrape()[7].up
+    before.close()
+    modus.fault = lambda request: modus.error(500)
+    after = start()
+    agent = after.scrape()[7]
+    assert (agent.up, agent.name) == (False, "Seven")
+    assert agent.totals is not None
+    assert sum(agent.totals.buckets) == 1
+    after.close()
