@@ -1,9 +1,13 @@
 # modus-exporter: every command a developer or a user of the checkout needs.
 PYTHON ?= python3
+DOCKER ?= docker
+HELM ?= helm
+MANIFEST := deploy/kubernetes/modus-exporter.yaml
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' exporter/__init__.py)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lock dashboards clean
+.PHONY: run test bench check lock dashboards clean
 .DEFAULT_GOAL := run
 
 $(VENV)/.run: requirements.lock
@@ -24,6 +28,9 @@ test: $(VENV)/.dev  ## everything the tests need, then the tests
 	@sh tests/e2e/servers.sh
 	$(BIN)/python -m pytest
 
+bench: $(VENV)/.dev  ## what a scrape costs, into benchmarks/RESULTS.md; under ten minutes
+	$(BIN)/python -m benchmarks.run
+
 check: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,6 +44,18 @@ lock:  ## pin what pyproject.toml asks for, with hashes
 
 dashboards: $(VENV)/.dev  ## write the Grafana dashboards from their generator
 	$(BIN)/python grafana/generate.py
+
+image:  ## build the container image
+	$(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_FLAGS) -t modus-exporter:$(VERSION) .
+
+manifest:  ## write the plain Kubernetes manifest from the Helm chart
+	$(HELM) template modus-exporter deploy/helm/modus-exporter >$(MANIFEST).new
+	{ echo "# Written by \`make manifest\` from the Helm chart with its default values."; \
+	sed '/^# Source:/d; /managed-by:/d' $(MANIFEST).new; } >$(MANIFEST)
+	rm $(MANIFEST).new
+
+release-check:  ## build what is released, install it and scrape the demo from it
+	PYTHON=$(PYTHON) sh deploy/release-check.sh $(VERSION)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,4 +1,4 @@
-"""The API of the benchmarks: static pages over keep-alive, answered after a fixed latency, in a process of its own.
+"""The API of the benchmarks: static pages over keep-alive after a fixed latency, in a process of its own.
 
 A raw asyncio protocol that looks only at the request line, so that it costs less than any client:
 
@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import parse_qs, urlsplit
 
-SECONDS_BETWEEN_RUNS = 600
-RUNS = 140  # of each agent: about a day
+SECONDS_BETWEEN_RUNS = 3600
+RUNS = 200  # of each agent: eight days
 STARTED = time.time()
 REQUEST_LINE = re.compile(rb"GET (\S+) HTTP/1.1\r\n")
 
@@ -29,7 +29,10 @@ def _run(n: int) -> dict[str, object]:
     """The n-th newest run; all have ended an hour ago or earlier."""
     begin = STARTED - 3600 - n * SECONDS_BETWEEN_RUNS
     duration = 5 + n * 37 % 400
-    moments = [datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") for at in (begin, begin + duration)]
+    moments = [
+        datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        for at in (begin, begin + duration)
+    ]
     return {
         "id": f"wf_01J9Z{n:08d}:0198f3c2-7c1e-7d4e-9f00-{n:012d}",
         "workflowId": f"wf_01J9Z{n:08d}",
@@ -39,8 +42,8 @@ def _run(n: int) -> dict[str, object]:
         "agentType": "task",
         "status": "error" if n % 10 == 9 else "completed",
         "triggerType": "schedule",
-        "startedAt": moments[0].replace("+00:00", "Z"),
-        "endedAt": moments[1].replace("+00:00", "Z"),
+        "startedAt": moments[0],
+        "endedAt": moments[1],
         "durationMs": duration * 1000,
         "summary": "Sorted the invoices of the morning and asked back about two of them.",
     }
@@ -54,7 +57,7 @@ def answer(query: str, zipped: bool) -> bytes:
     runs = [] if "status" in asked else [_run(n) for n in range(first, min(first + size, RUNS))]
     page: dict[str, object] = {
         "runs": runs,
-        "counts": {"all_executions": RUNS, "running": 0, "awaiting_human": 0, "error": 14, "completed": 126},
+        "counts": {"all_executions": RUNS, "running": 0, "awaiting_human": 0, "error": 20, "completed": 180},
     }
     if runs and first + size < RUNS:
         page["nextPageToken"] = str(first + size)
@@ -62,7 +65,9 @@ def answer(query: str, zipped: bool) -> bytes:
     encoding = ""
     if zipped:
         body, encoding = gzip.compress(body), "Content-Encoding: gzip\r\n"
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{encoding}Content-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{encoding}Content-Length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 

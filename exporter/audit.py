@@ -83,7 +83,7 @@ def _should_be_counted(run: Run, account: Account, since: float, last_read: floa
     end = run.end
     if not run.ended or run.start is None or run.start < since:
         return False
-    if end is not None and account.ended_after is not None and end <= account.ended_after:
+    if account.ended_after is not None and (run.start if end is None else end) <= account.ended_after:
         return False
     return end is None or end < last_read - FRESH
 

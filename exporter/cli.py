@@ -9,13 +9,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
-from prometheus_client import PlatformCollector, ProcessCollector
-from prometheus_client.core import Metric
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 from exporter import __version__, audit, check
 from exporter import log as logs
@@ -39,7 +39,7 @@ from exporter.config import (
 from exporter.demo import SimulatedModus
 from exporter.discovery import Discovery, Target
 from exporter.ledger import Ledger
-from exporter.metrics import families
+from exporter.metrics import expose
 from exporter.model import ApiError
 from exporter.reader import Limits
 from exporter.state import LedgerError
@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.setup(args.log_level, args.log_format)
     signal.signal(signal.SIGTERM, _leave_at_once)
     signal.signal(signal.SIGINT, _leave_at_once)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the web server reloads on it: it would end us
     try:
         with ExitStack() as stack:
             return _run(args, stack)
@@ -177,32 +178,46 @@ class _Exporter:
         self._client = client
         self._ledger = ledger
         self._reloaded = (True, time.time())
-        self._process = (ProcessCollector(registry=None), PlatformCollector(registry=None))
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        PlatformCollector(registry=self._process)
         self.collector = RunsCollector(client, ledger, settings, reload_state=lambda: self._reloaded)
 
-    def scrape(self, timeout: float | None) -> list[Metric]:
-        """All metric families, those of the process included; `timeout` in seconds."""
-        metrics = list(families(self.collector.scrape(timeout)))
-        for collector in self._process:
-            metrics += collector.collect()
-        return metrics
+    def scrape(self, timeout: float | None, openmetrics: bool) -> Iterator[bytes]:
+        """The exposition in pieces, the process's own metrics last; `timeout` in seconds."""
+        yield from expose(self.collector.scrape(timeout), openmetrics)
+        encode = openmetrics_exposition.generate_latest if openmetrics else generate_latest
+        yield encode(self._process)  # with the end mark of OpenMetrics
 
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing. Raises ConfigError and ApiError."""
-        self._reloaded = (False, self._reloaded[1])
-        config = self._read_config()
+        try:
+            config = self._use(self._read_config())
+        except BaseException:
+            self._reloaded = (False, self._reloaded[1])
+            raise
+        self._reloaded = (True, time.time())
+        log.info("configuration loaded", extra={"fields": {"agents": len(config.agents)}})
+
+    def _use(self, config: Config) -> Config:
         for path, now, then in (
             ("histogram.buckets", config.histogram, self._config.histogram),
             ("state.path", config.state, self._config.state),
         ):
             if now != then:
                 raise ConfigError(f"{path}: cannot change while the exporter runs; restart it")
-        client = _client(config, self._client)
-        self.collector.reload(client, _settings(config, self._shard))
-        self._client.close()
-        self._client, self._config = client, config
-        self._reloaded = (True, time.time())
-        log.info("configuration loaded", extra={"fields": {"agents": len(config.agents)}})
+        before = self._client
+
+        def connect() -> ModusClient:
+            if config.modus != self._config.modus:  # else the same: it knows of pauses the API asked for
+                self._client = _client(config, before)
+            return self._client
+
+        self.collector.reload(connect, _settings(config, self._shard))
+        if self._client is not before:
+            before.close()
+        self._config = config
+        return config
 
 
 def _client(config: Config, before: ModusClient | None = None) -> ModusClient:

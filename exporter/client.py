@@ -265,7 +265,8 @@ def _decode(body: bytes, decoder: "msgspec.json.Decoder[Page]") -> Page:
     except (ValueError, RecursionError):
         pass
     with _slow:
-        loose = json.loads(body, parse_constant=lambda _: None)
+        # NaN and Infinity become a number that no duration and no count can be
+        loose = json.loads(body, parse_constant=lambda _: -1)
         return decoder.decode(json.dumps(loose, ensure_ascii=False).encode("utf-8", "replace"))
 
 

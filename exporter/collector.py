@@ -2,19 +2,24 @@
 
 import itertools
 import logging
+import os
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from exporter import __version__
 from exporter.discovery import Discovery, Target
 from exporter.metrics import AgentSnapshot, Snapshot
-from exporter.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, shard_of
+from exporter.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, Totals, shard_of
 from exporter.reader import AgentReader, Known, Limits, Reading, SingleRunRoute
 
 if TYPE_CHECKING:  # both are handed in
@@ -24,6 +29,8 @@ if TYPE_CHECKING:  # both are handed in
 MAX_LINES = 10  # log lines about agents that changed their state in one scrape
 SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
 STRAGGLER = 0.25  # seconds past the deadline after which nobody waits for a request any more
+SAME_CLOCK = 2.0  # seconds: the API tells its time in whole ones, so that readings of one skew differ
+LONGEST_NAME = 200  # characters
 
 log = logging.getLogger("exporter.collector")
 
@@ -78,6 +85,7 @@ class RunsCollector:
         self._lock = threading.Lock()  # guards the pass that concurrent scrapes share
         self._pass: Future[Snapshot] | None = None
         self._began = 0.0
+        self._skew = 0.0  # by how much the API's clock is ahead of ours, seconds
         self._finished = threading.Event()
         self._closing = False
         self._reading = threading.Lock()  # one pass, or one change of the settings, at a time
@@ -108,9 +116,14 @@ class RunsCollector:
                 raise
         return shared.result(timeout=allowed)
 
-    def reload(self, api: "ModusClient", settings: Settings) -> None:
-        """Use another client and other settings from the next scrape on; nothing counted is lost."""
+    def reload(self, connect: Callable[[], "ModusClient"], settings: Settings) -> None:
+        """Use what `connect` returns and other settings from the next scrape on; nothing counted is lost.
+
+        `connect` is called between two passes, so that the client it makes can take over all counts of
+        the one before; what it raises changes nothing.
+        """
         with self._reading:
+            api = connect()
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._ledger.lookback = settings.limits.lookback
             self._use(api, settings)
@@ -125,7 +138,9 @@ class RunsCollector:
     def _use(self, api: "ModusClient", settings: Settings) -> None:
         self._api = api
         self._settings = settings
-        self._executor = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="read")
+        self._executor = ThreadPoolExecutor(
+            settings.concurrency, "read", initializer=_stay_on, initargs=(_any_cpu(),)
+        )
         self._route = SingleRunRoute()
         self._readers: dict[int, AgentReader] = {}
 
@@ -134,8 +149,6 @@ class RunsCollector:
             began = self._monotonic()
             targets = self._targets(deadline)
             readings = self._readings(targets, deadline)
-            for agent_id, reading in readings.items():
-                self._record(agent_id, reading)
             for agent_id in self._ledger.accounts.keys() - readings.keys():
                 self._ledger.unread(agent_id)  # no longer in use
             self._ledger.commit()
@@ -144,31 +157,46 @@ class RunsCollector:
             return self._snapshot(agents, self._monotonic() - began)
 
     def _readings(self, targets: Sequence[Target], deadline: float) -> dict[int, Reading]:
-        """Read all agents side by side; those that a scrape left out come first the next time."""
+        """Read all agents side by side and count each as soon as it is read: all runs at once are too many.
+
+        Those that a scrape left out come first the next time.
+        """
         readers = {target.id: self._reader(target.id) for target in targets}
+        readings: dict[int, Reading] = {}
+        counting, over = threading.Lock(), False
+
+        def read(agent_id: int) -> None:
+            reading = readers[agent_id].read(self._known(agent_id), deadline)
+            with counting:
+                if not over:  # else a straggler: the next pass reads the agent again
+                    readings[agent_id] = self._record(agent_id, reading)
+
         order = sorted(readers, key=lambda agent_id: readers[agent_id].attempted)
-        left = itertools.count(len(order) - 1, -1)
-        self._finished.clear()
-
-        def read(agent_id: int) -> Reading:
-            try:
-                return readers[agent_id].read(self._known(agent_id), deadline)
-            finally:
-                if next(left) == 0:
-                    self._finished.set()
-
-        futures = {agent_id: self._executor.submit(read, agent_id) for agent_id in order}
-        if futures and not self._closing:
-            self._finished.wait(max(0.0, deadline - self._monotonic()) + STRAGGLER)
+        futures = [self._executor.submit(read, agent_id) for agent_id in order]
+        self._wait(futures, deadline)
+        with counting:
+            over = True
+        for future in futures:
+            if not future.cancel() and future.done():
+                future.result()  # raises what went wrong in it
         late = ApiError("deadline", "the scrape's time was over before this agent's answer was there")
-        for future in futures.values():
-            future.cancel()
-        return {
-            agent_id: Reading(Cursor(), error=late)
-            if future.cancelled() or not future.done()
-            else future.result()
-            for agent_id, future in futures.items()
-        }
+        for agent_id in readers.keys() - readings.keys():
+            readings[agent_id] = self._record(agent_id, Reading(Cursor(), error=late))
+        return readings
+
+    def _wait(self, futures: Sequence[Future[Any]], deadline: float) -> None:
+        """Wait until all are done; no longer than the deadline, and not once the collector closes."""
+        finished = self._finished = threading.Event()  # a new one: stragglers know that of their own pass
+        left = itertools.count(len(futures) - 1, -1)
+
+        def count_down(_: Future[Any]) -> None:
+            if next(left) == 0:
+                finished.set()
+
+        for future in futures:
+            future.add_done_callback(count_down)
+        if futures and not self._closing:
+            finished.wait(max(0.0, deadline - self._monotonic()) + STRAGGLER)
 
     def _known(self, agent_id: int) -> Known:
         account = self._ledger.accounts.get(agent_id)
@@ -182,7 +210,9 @@ class RunsCollector:
         if discovery is None:
             return self._settings.choose([])
         ask = partial(self._list_agents, deadline)
-        found = discovery.agents(ask, self._executor, self._monotonic())
+        found = discovery.agents(
+            ask, self._executor, self._monotonic(), wait=lambda future: self._wait([future], deadline)
+        )
         return self._settings.choose(self._last_known() if found is None else found)
 
     def _last_known(self) -> list[Agent]:
@@ -205,11 +235,13 @@ class RunsCollector:
             )
         return self._readers[agent_id]
 
-    def _record(self, agent_id: int, reading: Reading) -> None:
-        """Have the ledger count what was read, also when an error cut it short."""
+    def _record(self, agent_id: int, reading: Reading) -> Reading:
+        """Have the ledger count what was read, also when an error cut it short; the runs are let go."""
         ledger = self._ledger
         errors = self._errors.setdefault(agent_id, Counter())
         if reading.now:
+            if abs(reading.skew - self._skew) > SAME_CLOCK:
+                self._skew = reading.skew
             account = ledger.account(agent_id, reading.now, reading.skew)
             ledger.record(agent_id, reading.runs, reading.cursor, reading.now, reading.searched)
             newest = reading.newest
@@ -226,6 +258,8 @@ class RunsCollector:
         else:
             errors[reading.error.reason] += 1
             ledger.unread(agent_id)
+        reading.runs, reading.newest = [], None
+        return reading
 
     def _tell_changes(self, errors: Mapping[int, ApiError | None]) -> None:
         """Log which agents became unreadable or readable again, one line each, not one per scrape."""
@@ -252,12 +286,26 @@ class RunsCollector:
     def _show(self, target: Target, reading: Reading) -> AgentSnapshot:
         account = self._ledger.accounts.get(target.id)
         up = reading.error is None
-        name = (account.name if account else "") or target.name or str(target.id)
+        name = ((account.name if account else "") or target.name or str(target.id))[:LONGEST_NAME]
         agent_type = (account.type if account else "") or target.type
+        now = self._clock()
+
+        def ours(instant: float) -> float:
+            """An instant of the API by our clock, and never in its future: no age may be negative."""
+            return min(instant - self._skew, now)
+
         open_starts: dict[str, float] = {}
         for run in account.open.values() if account else ():
             if run.status in OPEN_STATUSES and run.start is not None:
-                open_starts[run.status] = min(run.start, open_starts.get(run.status, run.start))
+                start = ours(run.start)
+                open_starts[run.status] = min(start, open_starts.get(run.status, start))
+        totals: Totals | None = None
+        last_start = last_read = None
+        if account:
+            ends = {status: ours(end) for status, end in account.totals.last_end.items()}
+            totals = replace(account.totals, last_end=ends)
+            last_start = None if account.last_start is None else ours(account.last_start)
+            last_read = None if account.last_read is None else min(account.last_read, now)
         return AgentSnapshot(
             id=target.id,
             name=name,
@@ -268,9 +316,9 @@ class RunsCollector:
             type=agent_type if up else None,
             counts=reading.counts if up else None,
             open_starts=open_starts if up else None,
-            totals=account.totals if account else None,
-            last_start=account.last_start if account else None,
-            last_read=account.last_read if account else None,
+            totals=totals,
+            last_start=last_start,
+            last_read=last_read,
             backlog=bool(account and account.cursor.gaps),
             expected_interval=target.expected_interval,
         )
@@ -292,3 +340,20 @@ class RunsCollector:
             reload_successful=successful,
             reloaded=reloaded,
         )
+
+
+def _any_cpu() -> int | None:
+    """One of the CPUs that this process may use; None where the system does not say which."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return random.choice(sorted(os.sched_getaffinity(0)))  # noqa: S311 - by chance: shards shall spread
+
+
+def _stay_on(cpu: int | None) -> None:
+    """Keep this thread on one CPU, as all that read: the interpreter runs one at a time anyway.
+
+    Handing its lock from CPU to CPU costs a third of a scrape's CPU (benchmarks/RESULTS.md).
+    """
+    if cpu is not None:
+        with suppress(OSError):  # a sandbox forbids it, or the CPU was taken away: dearer, not wrong
+            os.sched_setaffinity(0, {cpu})

@@ -41,17 +41,21 @@ class Discovery:
         self._refresh: Future[list[Agent]] | None = None
         self._failing = False
 
-    def agents(self, ask: Ask, executor: Executor, now: float) -> list[Agent] | None:
+    def agents(
+        self, ask: Ask, executor: Executor, now: float, wait: Callable[[Future[list[Agent]]], None]
+    ) -> list[Agent] | None:
         """The agents as of the last refresh that succeeded, None before one did; `now` is monotonic seconds.
 
-        Waits for the first list; later ones are awaited by nobody.
+        Has `wait` wait for the first list, as long as it likes; later ones are awaited by nobody.
         """
         if self._refresh is None and (
             self._found is None or self._refreshed is None or now - self._refreshed >= self._refresh_interval
         ):
             self._refreshed = now
             self._refresh = executor.submit(list_agents, ask)
-        if self._refresh and (self._found is None or self._refresh.done()):
+        if self._refresh and self._found is None:
+            wait(self._refresh)
+        if self._refresh and self._refresh.done():
             self._take(self._refresh)
             self._refresh = None
         return self._found

@@ -239,8 +239,11 @@ class Ledger:
         self, account: Account, was_open: bool, start: float | None, end: float | None, now: float
     ) -> bool:
         """Whether a run that just turned out to have ended is one to count."""
-        if account.ended_after is not None and end is not None and end <= account.ended_after:
-            return False
+        if account.ended_after is not None:
+            if end is not None and end <= account.ended_after:
+                return False
+            if end is None and not was_open and (start is None or start <= account.ended_after):
+                return False  # it may have ended and been counted before
         since = start if start is not None else end
         return was_open or since is None or (since >= now - self.lookback and since > account.horizon)
 

@@ -15,6 +15,7 @@ from exporter.model import Cursor, OpenRun, Totals
 
 APPLICATION_ID = 0x4D4F4452  # "MODR"
 SCHEMA_VERSION = 1
+LOCK_WAIT = 0.2  # seconds for another program that has locked the file: a scrape cannot wait
 
 log = logging.getLogger("exporter.state")
 
@@ -57,6 +58,7 @@ class State(msgspec.Struct):
 
 
 SCHEMA = f"""
+BEGIN;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY CHECK (id = 1), state TEXT NOT NULL);
@@ -64,6 +66,7 @@ CREATE TABLE IF NOT EXISTS account (agent_id INTEGER PRIMARY KEY, state TEXT NOT
 CREATE TABLE IF NOT EXISTS counted (
     agent_id INTEGER NOT NULL, run_id TEXT NOT NULL, start REAL NOT NULL, PRIMARY KEY (agent_id, run_id)
 ) WITHOUT ROWID;
+COMMIT;
 """
 
 
@@ -78,7 +81,8 @@ class StateFile:
         self._clock = clock
         self._db: sqlite3.Connection | None = None
         self._inode: int | None = None
-        lock = Path(f"{path}.lock")
+        self._stamp: bytes | None = None  # of the newest commit that is known to be durable
+        lock = Path(f"{os.path.realpath(path)}.lock")  # one for all names of the file
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._known = lock.exists()
@@ -108,20 +112,22 @@ class StateFile:
             raise LedgerError(f"{self.path}: not usable as state file: {error}; check state.path") from None
 
     def open_again(self) -> bool:
-        """Open the file where it is not open; True when it is not the one that was written before."""
-        same = self._inode_now() == self._inode
-        if self._db is not None and same:
-            return False
-        self._disconnect()
+        """Open the file where it is not open; True when it does not hold what was written last."""
+        if self._db is not None:
+            if self._inode_now() == self._inode:
+                return False
+            self._disconnect()
+            for suffix in ("-wal", "-shm"):  # ours: replayed over another file they would spoil it
+                Path(self.path + suffix).unlink(missing_ok=True)
         try:
-            self._connect()
+            row = self._connect().execute("SELECT state FROM meta").fetchone()
+            return row is None or row[0] != self._stamp
         except sqlite3.DatabaseError as error:
             if not _is_corruption(error):
                 raise
             self.move_aside(error)
             self._connect()
             return True
-        return not same
 
     def write(
         self,
@@ -134,12 +140,13 @@ class StateFile:
     ) -> None:
         """Write in one durable transaction; `anew` replaces all that the file held."""
         assert self._db is not None, "open_again comes first"  # noqa: S101
+        stamp = msgspec.json.encode(meta)
         try:
             with self._db as db:
                 if anew:
                     db.execute("DELETE FROM account")
                     db.execute("DELETE FROM counted")
-                db.execute("INSERT OR REPLACE INTO meta VALUES (1, ?)", (msgspec.json.encode(meta),))
+                db.execute("INSERT OR REPLACE INTO meta VALUES (1, ?)", (stamp,))
                 db.executemany("INSERT OR REPLACE INTO account VALUES (?, ?)", accounts)
                 db.executemany("INSERT OR REPLACE INTO counted VALUES (?, ?, ?)", new)
                 db.executemany("DELETE FROM counted WHERE agent_id = ? AND run_id = ?", gone)
@@ -148,6 +155,7 @@ class StateFile:
             if _is_corruption(error):
                 self.move_aside(error)
             raise
+        self._stamp = stamp
 
     def move_aside(self, error: Exception) -> None:
         """Rename a corrupt file to a name that says when, with what belongs to it."""
@@ -167,14 +175,19 @@ class StateFile:
         self._disconnect()
         os.close(self._lock)
 
-    def _connect(self) -> None:
-        db = self._db = sqlite3.connect(self.path, check_same_thread=False)
-        _check_ownership(db, self.path)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            db.executescript(SCHEMA)
+    def _connect(self) -> sqlite3.Connection:
+        db = self._db = sqlite3.connect(self.path, timeout=LOCK_WAIT, check_same_thread=False)
+        try:
+            _check_ownership(db, self.path)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                db.executescript(SCHEMA)
+        except (sqlite3.Error, LedgerError):
+            self._disconnect()
+            raise
         self._inode = self._inode_now()
+        return db
 
     def _disconnect(self) -> None:
         if self._db is not None:

@@ -10,7 +10,6 @@ import concurrent.futures
 import contextlib
 import errno
 import functools
-import gzip
 import hashlib
 import html
 import http
@@ -21,14 +20,12 @@ import signal
 import socket
 import sys
 import threading
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeVar
 
 import h11
 import uvicorn
-from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder, generate_latest
-from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -45,7 +42,7 @@ from exporter.webconfig import BasicAuth, WebConfigFile, WebError
 log = logging.getLogger("exporter.web")
 T = TypeVar("T")
 Reload = Callable[[], Awaitable[str | None]]  # answers with the one line of what went wrong
-Scrape = Callable[[float | None], list[Metric]]
+Scrape = Callable[[float | None, bool], Iterable[bytes]]  # timeout, OpenMetrics or text -> the exposition
 
 MAX_CONNECTIONS = 256  # one more takes the place of the one that is idle longest
 MAX_UNREAD = 16  # answers that wait for a slow reader; likewise
@@ -66,25 +63,9 @@ _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "deny",
 }
-_ENCODERS = {True: choose_encoder("application/openmetrics-text")[0], False: generate_latest}
 
 
 # --- the exposition ---
-
-
-class _Pass(Collector):
-    """A registry for one answer."""
-
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
-
-
-def render(metrics: Iterable[Metric], openmetrics: bool) -> bytes:
-    """The metrics as OpenMetrics 1.0, or as the Prometheus text format."""
-    return _ENCODERS[openmetrics](_Pass(metrics))
 
 
 def _preferences(header: str) -> list[tuple[float, str, dict[str, str]]]:
@@ -123,6 +104,13 @@ def gzip_accepted(accept_encoding: str) -> bool:
     """Whether gzip may be used: named, or covered by *, with a weight above 0."""
     weights = {name: weight for weight, name, _ in _preferences(accept_encoding)}
     return weights.get("gzip", weights.get("*", 0.0)) > 0
+
+
+def _gzip(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces compressed one by one: the whole of a large exposition is never in memory."""
+    packer = zlib.compressobj(level=1, wbits=31)  # 31: in gzip's format
+    yield from map(packer.compress, pieces)
+    yield packer.flush()
 
 
 def scrape_timeout(header: str | None) -> float | None:
@@ -192,8 +180,8 @@ def application(
         timeout = scrape_timeout(request.headers.get("x-prometheus-scrape-timeout-seconds"))
 
         def answer() -> bytes:
-            body = render(scrape(timeout), openmetrics)
-            return gzip.compress(body, compresslevel=1, mtime=0) if zipped else body
+            pieces = scrape(timeout, openmetrics)
+            return b"".join(_gzip(pieces) if zipped else pieces)
 
         try:
             body = await scrapes.run(answer)
@@ -542,7 +530,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then return within five seconds; call it in the main thread.
 
-    `scrape` gets the scraper's timeout in seconds, or None, and is called in several threads at once;
+    `scrape` gets the scraper's timeout in seconds, or None, and whether to answer in OpenMetrics; it gives
+    the exposition in pieces, and is called in several threads at once;
     `reload` (SIGHUP, and POST /-/reload with `enable_lifecycle`) raises with a one-line message when it
     fails, and is called by one thread at a time. Raises WebError, one line, when it cannot start.
     """

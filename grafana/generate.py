@@ -8,6 +8,7 @@ fleet's table lists them all.
 import json
 from pathlib import Path
 
+import queries as q
 from panels import (
     BLUE,
     COLOURED_CELL,
@@ -19,6 +20,7 @@ from panels import (
     PURPLE,
     RED,
     At,
+    Head,
     Json,
     annotations,
     collapsed_row,
@@ -33,48 +35,6 @@ from panels import (
     table,
     thresholds,
     variables,
-)
-from queries import (
-    BACKLOG,
-    BUDGET,
-    BURN_FAST,
-    BURN_SLOW,
-    FAILING,
-    FAILURE_LIMIT,
-    HOUR,
-    IS_STUCK,
-    JOB,
-    LAST_READ,
-    NO_SUCCESS_FOR,
-    NOT_READ,
-    OBJECTIVE,
-    OPEN,
-    OPEN_BY_STATUS,
-    OPEN_COUNTS,
-    RANGE,
-    READ,
-    SCRAPE_TIMEOUT,
-    SILENT,
-    STALE,
-    STARTED,
-    STATE,
-    STATES,
-    STUCK,
-    SUCCEEDED,
-    TOP,
-    UP,
-    VERY_STALE,
-    WAITING,
-    WAITING_LONG,
-    age,
-    count,
-    ended,
-    failure_ratio,
-    increase,
-    most_errors,
-    named,
-    quantile,
-    top,
 )
 
 STATUS_COLOURS = {"completed": GREEN, "error": RED, "cancelled": GREY}
@@ -97,16 +57,16 @@ REASON_COLOURS = {
     "bad_response": "dark-purple",
     "deadline": BLUE,
 }
-STATE_NAMES = mapping(*((code, name, colour) for code, name, colour, _ in STATES))
+STATE_NAMES = mapping(*((code, name, colour) for code, name, colour, _ in q.STATES))
 READ_NAMES = mapping((0, "failed", RED), (1, "ok", GREEN), (2, "catching up", ORANGE))
 YES_NO = mapping((1, "yes", GREEN), (0, "no", RED))
 
 NEUTRAL = thresholds((None, BLUE))
 NONE_IS_FINE = thresholds((None, GREEN), (1, RED))
 SOON = thresholds((None, GREEN), (1, ORANGE))
-RATIO = thresholds((None, GREEN), (BUDGET, ORANGE), (FAILURE_LIMIT, RED))
-WAITING_AGE = thresholds((None, BLUE), (WAITING_LONG, ORANGE))
-READ_AGE = thresholds((None, GREEN), (STALE, ORANGE), (VERY_STALE, RED))
+RATIO = thresholds((None, GREEN), (q.BUDGET, ORANGE), (q.FAILURE_LIMIT, RED))
+WAITING_AGE = thresholds((None, BLUE), (q.WAITING_LONG, ORANGE))
+READ_AGE = thresholds((None, GREEN), (q.STALE, ORANGE), (q.VERY_STALE, RED))
 SECONDS: Json = {"unit": "s", "decimals": 1}
 
 
@@ -118,14 +78,11 @@ def in_colour(steps: Json, **more: object) -> Json:
 def durations(key: int, at: At) -> Json:
     """Percentiles of the run durations, of all selected agents together."""
     return graph(
-        key,
-        "Run duration percentiles",
+        (key, "Run duration percentiles", "s", at),
         "Median and 95th percentile of the runs that completed in the hour before each point, all selected "
         "agents together. Diamonds are single runs: hover over one for its run id.",
-        "s",
-        at,
-        over_time(quantile(0.5, HOUR), "p50", exemplar=False),
-        over_time(quantile(0.95, HOUR), "p95", exemplar=True),
+        over_time(q.quantile(0.5, q.HOUR), "p50", exemplar=False),
+        over_time(q.quantile(0.95, q.HOUR), "p95", exemplar=True),
         overrides=colours({"p50": "super-light-blue", "p95": BLUE}),
     )
 
@@ -133,111 +90,90 @@ def durations(key: int, at: At) -> Json:
 def ended_runs(key: int, at: At) -> Json:
     """Ended runs per hour, by status."""
     return graph(
-        key,
-        "Ended runs by status",
+        (key, "Ended runs by status", "short", at),
         "Runs that ended in the hour before each point, each counted once: green completed, red error, grey "
         "cancelled.",
-        "short",
-        at,
-        over_time(f"sum by (status) ({ended(HOUR, 'agent_id, status')})", "{{status}}"),
+        over_time(f"sum by (status) ({q.ended(q.HOUR, 'agent_id, status')})", "{{status}}"),
         bars=True,
         decimals=0,
         overrides=colours(STATUS_COLOURS),
     )
 
 
+def who(
+    head: Head, description: str, column: tuple[str, str], steps: Json, nobody: str, **cells: object
+) -> Json:
+    """The agents in one state, and for how long."""
+    title, expr = column
+    return table(
+        head,
+        f"{description} The first {q.TOP}.",
+        {title: (q.top(expr), in_colour(steps, decimals=1, **cells))},
+        sort=title,
+        noValue=nobody,
+    )
+
+
 def who_has_to_act() -> list[Json]:
     """Failing, stuck, waiting for a human, silent: how many, and who."""
-    hours = WAITING_LONG // 3600
-    short = f"The first {TOP}."
-    waiting = "Waiting for a human"
+    hours = q.WAITING_LONG // 3600
     return [
         stat(
-            1,
-            "Failing",
+            (1, "Failing", "short", (0, 0, 6, 3)),
             "Agents whose last error is later than their last success. One success takes an agent off.",
-            "short",
-            (0, 0, 6, 3),
-            now(count(FAILING)),
+            now(q.count(q.FAILING)),
             steps=NONE_IS_FINE,
         ),
         stat(
-            2,
-            "Stuck",
-            f"Agents with a run that has been running for more than {STUCK // 3600} h.",
-            "short",
-            (6, 0, 6, 3),
-            now(count(IS_STUCK)),
+            (2, "Stuck", "short", (6, 0, 6, 3)),
+            f"Agents with a run that has been running for more than {q.STUCK // 3600} h.",
+            now(q.count(q.IS_STUCK)),
             steps=NONE_IS_FINE,
         ),
         stat(
-            3,
-            waiting,
+            (3, "Waiting for a human", "short", (12, 0, 6, 3)),
             f"Agents with a run that awaits a human: all of them (blue), and those where the oldest started "
             f"more than {hours} h ago (orange).",
-            "short",
-            (12, 0, 6, 3),
-            now(count(WAITING), "all"),
-            now(count(f"{WAITING} > {WAITING_LONG}"), f"over {hours} h"),
+            now(q.count(q.WAITING), "all"),
+            now(q.count(f"{q.WAITING} > {q.WAITING_LONG}"), f"over {hours} h"),
             steps=SOON,
             overrides=[override("all", thresholds=thresholds((None, GREEN), (1, BLUE)))],
         ),
         stat(
-            4,
-            "Silent",
+            (4, "Silent", "short", (18, 0, 6, 3)),
             "Agents that started no run within their expected_interval (config.yaml). Agents without one are "
             "never silent. The alert leaves a tenth and five minutes of grace.",
-            "short",
-            (18, 0, 6, 3),
-            now(count(SILENT)),
+            now(q.count(q.SILENT)),
             steps=SOON,
         ),
-        table(
-            5,
-            "Failing: who",
-            f"Time since each failing agent's last success. {short}",
-            "s",
-            (0, 3, 6, 5),
-            {
-                "No success for": (
-                    top(NO_SUCCESS_FOR),
-                    in_colour(
-                        thresholds((None, RED)), decimals=1, mappings=mapping((-1, "never succeeded", RED))
-                    ),
-                )
-            },
-            sort="No success for",
-            noValue="No agent is known to fail",
+        who(
+            (5, "Failing: who", "s", (0, 3, 6, 5)),
+            "Time since each failing agent's last success.",
+            ("No success for", q.NO_SUCCESS_FOR),
+            thresholds((None, RED)),
+            "No agent is known to fail",
+            mappings=mapping((-1, "never succeeded", RED)),
         ),
-        table(
-            6,
-            "Stuck: who",
-            f"Age of each stuck agent's oldest running run. {short}",
-            "s",
-            (6, 3, 6, 5),
-            {"Running for": (top(IS_STUCK), in_colour(thresholds((None, RED)), decimals=1))},
-            sort="Running for",
-            noValue="No agent is known to be stuck",
+        who(
+            (6, "Stuck: who", "s", (6, 3, 6, 5)),
+            "Age of each stuck agent's oldest running run.",
+            ("Running for", q.IS_STUCK),
+            thresholds((None, RED)),
+            "No agent is known to be stuck",
         ),
-        table(
-            7,
-            "Waiting: who",
-            f"Age of each agent's oldest run that awaits a human; orange from {hours} h. {short}",
-            "s",
-            (12, 3, 6, 5),
-            {"Waiting for": (top(WAITING), in_colour(WAITING_AGE, decimals=1))},
-            sort="Waiting for",
-            noValue="No run is known to wait",
+        who(
+            (7, "Waiting: who", "s", (12, 3, 6, 5)),
+            f"Age of each agent's oldest run that awaits a human; orange from {hours} h.",
+            ("Waiting for", q.WAITING),
+            WAITING_AGE,
+            "No run is known to wait",
         ),
-        table(
-            8,
-            "Silent: who",
-            f"Time from each silent agent's last start to its last read. {short}",
-            "s",
-            (18, 3, 6, 5),
-            {"No run for": (top(SILENT), in_colour(thresholds((None, ORANGE)), decimals=1))},
-            sort="No run for",
-            noValue="No agent is known to be silent",
+        who(
+            (8, "Silent: who", "s", (18, 3, 6, 5)),
+            "Time from each silent agent's last start to its last read.",
+            ("No run for", q.SILENT),
+            thresholds((None, ORANGE)),
+            "No agent is known to be silent",
         ),
     ]
 
@@ -245,27 +181,24 @@ def who_has_to_act() -> list[Json]:
 def all_agents(key: int, at: At) -> Json:
     """The table with a row per agent."""
     return table(
-        key,
-        "Agents",
+        (key, "Agents", "short", at),
         "Every selected agent, the worst state first; the name leads to its details. Runs, failure ratio and "
         "p95 are of the dashboard's time range. Read: whether the API answered for it in the last scrape.",
-        "short",
-        at,
         {
             "State": (
-                named(STATE),
+                q.named(q.STATE),
                 {"mappings": STATE_NAMES, "custom__cellOptions": COLOURED_CELL, "custom__width": 120},
             ),
-            "Last success": (named(age(SUCCEEDED)), SECONDS),
-            "Last run": (named(age(STARTED)), SECONDS),
-            "Open run age": (named(age(OPEN)), SECONDS),
-            "Runs": (named(ended(RANGE)), {"decimals": 0}),
+            "Last success": (q.named(q.age(q.SUCCEEDED)), SECONDS),
+            "Last run": (q.named(q.age(q.STARTED)), SECONDS),
+            "Open run age": (q.named(q.age(q.OPEN)), SECONDS),
+            "Runs": (q.named(q.ended(q.RANGE)), {"decimals": 0}),
             "Failure ratio": (
-                named(failure_ratio(RANGE, "agent_id")),
+                q.named(q.failure_ratio(q.RANGE, "agent_id")),
                 in_colour(RATIO, unit="percentunit", decimals=1),
             ),
-            "p95": (named(quantile(0.95, RANGE, "agent_id")), SECONDS),
-            "Read": (named(READ), {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT}),
+            "p95": (q.named(q.quantile(0.95, q.RANGE, "agent_id")), SECONDS),
+            "Read": (q.named(q.READ), {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT}),
         },
         sort="State",
     )
@@ -277,15 +210,12 @@ def fleet() -> list[Json]:
         *who_has_to_act(),
         ended_runs(9, (0, 8, 8, 6)),
         graph(
-            10,
-            "Failure ratio",
+            (10, "Failure ratio", "percentunit", (8, 8, 8, 6)),
             "Errors among the runs that completed or failed in the hour before each point: all selected "
             "agents, and the 4 with the most errors in the time range. Dashed: "
-            f"{BUDGET:.0%}, what the objective allows, and {FAILURE_LIMIT:.0%}.",
-            "percentunit",
-            (8, 8, 8, 6),
-            over_time(failure_ratio(HOUR), "all agents"),
-            over_time(most_errors(failure_ratio(HOUR, "agent_id"), 4, "> 0"), "{{agent_name}}"),
+            f"{q.BUDGET:.0%}, what the objective allows, and {q.FAILURE_LIMIT:.0%}.",
+            over_time(q.failure_ratio(q.HOUR), "all agents"),
+            over_time(q.most_errors(q.failure_ratio(q.HOUR, "agent_id"), 4, "> 0"), "{{agent_name}}"),
             limits=RATIO,
             max=1,
             color={"mode": "shades", "fixedColor": PURPLE},
@@ -299,83 +229,63 @@ def fleet() -> list[Json]:
 
 def agent_now() -> list[Json]:
     """The first row of the agent's dashboard: numbers as of now."""
-    names = ", ".join(name for _, name, _, _ in STATES)
+    names = ", ".join(name for _, name, _, _ in q.STATES)
     longest = "of several agents the longest"
     return [
         stat(
-            1,
-            "State",
+            (1, "State", "none", (0, 0, 6, 3)),
             f"The worst that applies of: {names}. Of several agents the 3 worst.",
-            "none",
-            (0, 0, 6, 3),
-            now(f"sort_desc({top(STATE, agents=3)})", "{{agent_name}}"),
+            now(f"sort_desc({q.top(q.STATE, agents=3)})", "{{agent_name}}"),
             steps=NEUTRAL,
             mappings=STATE_NAMES,
         ),
         stat(
-            2,
-            "Last success",
+            (2, "Last success", "s", (6, 0, 3, 3)),
             f"Since the last completed run; {longest}.",
-            "s",
-            (6, 0, 3, 3),
-            now(f"max({age(SUCCEEDED)})", "ago"),
+            now(f"max({q.age(q.SUCCEEDED)})", "ago"),
             steps=NEUTRAL,
             decimals=1,
             noValue="none yet",
         ),
         stat(
-            3,
-            "Last run started",
+            (3, "Last run started", "s", (9, 0, 3, 3)),
             f"Since the newest run started; {longest}.",
-            "s",
-            (9, 0, 3, 3),
-            now(f"max({age(STARTED)})", "ago"),
+            now(f"max({q.age(q.STARTED)})", "ago"),
             steps=NEUTRAL,
             decimals=1,
             noValue="none yet",
         ),
         stat(
-            4,
-            "Oldest open run",
-            f"Age of the oldest run that is running or awaits a human; orange from {STUCK // 3600} h.",
-            "s",
-            (12, 0, 3, 3),
-            now(f"max({age(OPEN)})", "ago"),
+            (4, "Oldest open run", "s", (12, 0, 3, 3)),
+            "Age of the oldest run that is running or awaits a human; orange from "
+            f"{q.WAITING_LONG // 3600} h.",
+            now(f"max({q.age(q.OPEN)})", "ago"),
             steps=WAITING_AGE,
             decimals=1,
             noValue="none",
         ),
         stat(
-            5,
-            "Failure ratio",
-            f"Errors among the runs that completed or failed in the time range; orange from {BUDGET:.0%}, "
-            f"what the objective allows, red from {FAILURE_LIMIT:.0%}.",
-            "percentunit",
-            (15, 0, 3, 3),
-            now(failure_ratio(RANGE), "errors"),
+            (5, "Failure ratio", "percentunit", (15, 0, 3, 3)),
+            f"Errors among the runs that completed or failed in the time range; orange from {q.BUDGET:.0%}, "
+            f"what the objective allows, red from {q.FAILURE_LIMIT:.0%}.",
+            now(q.failure_ratio(q.RANGE), "errors"),
             steps=RATIO,
             decimals=1,
             noValue="no runs",
         ),
         stat(
-            6,
-            "Error budget left",
-            f"Share of the errors allowed by an objective of {OBJECTIVE:.0%} over the time range that is "
+            (6, "Error budget left", "percentunit", (18, 0, 3, 3)),
+            f"Share of the errors allowed by an objective of {q.OBJECTIVE:.0%} over the time range that is "
             "left; below zero it is overspent.",
-            "percentunit",
-            (18, 0, 3, 3),
-            now(f"1 - ({failure_ratio(RANGE)}) / {BUDGET}", "left"),
+            now(f"1 - ({q.failure_ratio(q.RANGE)}) / {q.BUDGET}", "left"),
             steps=thresholds((None, RED), (0, ORANGE), (0.25, GREEN)),
             decimals=0,
             noValue="no runs",
         ),
         stat(
-            7,
-            "Read from the API",
+            (7, "Read from the API", "none", (21, 0, 3, 3)),
             "Whether the last scrape read the agent, and all of its pages; of several agents the worst.",
-            "none",
-            (21, 0, 3, 3),
-            now(f"min({UP}) * (1 + max({BACKLOG})) or min({UP})", "read"),
+            now(f"min({q.UP}) * (1 + max({q.BACKLOG})) or min({q.UP})", "read"),
             steps=NEUTRAL,
             mappings=READ_NAMES,
         ),
@@ -386,13 +296,10 @@ def status_history(key: int, at: At) -> Json:
     """The state over time."""
     return panel(
         "state-timeline",
-        key,
-        "Status history",
+        (key, "Status history", "none", at),
         "The state at each time, by the rules of the fleet's dashboard; of many agents the "
-        f"{TOP} with the most errors.",
-        "none",
-        at,
-        [over_time(most_errors(STATE), "{{agent_name}}")],
+        f"{q.TOP} with the most errors.",
+        [over_time(q.most_errors(q.STATE), "{{agent_name}}")],
         options={
             "mergeValues": True,
             "showValue": "auto",
@@ -411,14 +318,11 @@ def status_history(key: int, at: At) -> Json:
 
 def duration_heatmap(key: int, at: At) -> Json:
     """The histogram of run durations over time."""
-    buckets = increase("modus_agent_run_duration_seconds_bucket", HOUR, "agent_id, le")
+    buckets = q.increase("modus_agent_run_duration_seconds_bucket", q.HOUR, "agent_id, le")
     return panel(
         "heatmap",
-        key,
-        "Run durations",
+        (key, "Run durations", "s", at),
         "Completed runs by duration: each column is the hour up to it, its colour the number of runs.",
-        "s",
-        at,
         [over_time(f"sum by (le) ({buckets})", "{{le}}", format="heatmap")],
         options={
             "calculate": False,
@@ -439,27 +343,25 @@ def duration_heatmap(key: int, at: At) -> Json:
             "tooltip": {"mode": "single", "yHistogram": True, "showColorScale": True},
             "yAxis": {"axisPlacement": "left", "unit": "s", "reverse": False},
         },
-        interval=HOUR,
+        interval=q.HOUR,
         custom={"scaleDistribution": {"type": "linear"}},
     )
 
 
 def agent() -> list[Json]:
     """One agent, or a few, in detail."""
+    oldest = q.top(q.age(q.OPEN_BY_STATUS), "status")
     return [
         *agent_now(),
         status_history(8, (0, 3, 15, 6)),
         table(
-            9,
-            "Open runs",
+            (9, "Open runs", "s", (15, 3, 9, 6)),
             f"The oldest open run per agent and status, and how many the API counts. "
-            f"The {TOP} oldest of each.",
-            "s",
-            (15, 3, 9, 6),
+            f"The {q.TOP} oldest of each.",
             {
-                "Oldest": (top(age(OPEN_BY_STATUS), "status"), in_colour(WAITING_AGE, decimals=1)),
+                "Oldest": (oldest, in_colour(WAITING_AGE, decimals=1)),
                 "Open": (
-                    f"{named(OPEN_COUNTS)} and on (agent_id, status) {top(age(OPEN_BY_STATUS), 'status')}",
+                    f"{q.named(q.OPEN_COUNTS)} and on (agent_id, status) {oldest}",
                     {"unit": "short", "decimals": 0},
                 ),
             },
@@ -471,27 +373,24 @@ def agent() -> list[Json]:
         durations(11, (12, 9, 12, 6)),
         ended_runs(12, (0, 15, 8, 6)),
         graph(
-            13,
-            "Ended runs by trigger",
+            (13, "Ended runs by trigger", "short", (8, 15, 8, 6)),
             "Runs that ended in the hour before each point, by what started them.",
-            "short",
-            (8, 15, 8, 6),
-            over_time(f"sum by (trigger_type) ({ended(HOUR, 'agent_id, trigger_type')})", "{{trigger_type}}"),
+            over_time(
+                f"sum by (trigger_type) ({q.ended(q.HOUR, 'agent_id, trigger_type')})", "{{trigger_type}}"
+            ),
             bars=True,
             decimals=0,
             overrides=colours(TRIGGER_COLOURS),
         ),
         graph(
-            14,
-            "Error budget burn rate",
-            f"How many times faster than an objective of {OBJECTIVE:.0%} allows errors happen, over the last "
-            f"hour and the last six. Dashed: {BURN_SLOW:g} (orange) and {BURN_FAST:g} (red, act now).",
-            "x",
-            (16, 15, 8, 6),
-            over_time(f"({failure_ratio(HOUR)}) / {BUDGET}", "1 h"),
-            over_time(f"({failure_ratio('6h')}) / {BUDGET}", "6 h"),
-            limits=thresholds((None, "transparent"), (BURN_SLOW, ORANGE), (BURN_FAST, RED)),
-            soft_max=round(BURN_FAST + 1),
+            (14, "Error budget burn rate", "x", (16, 15, 8, 6)),
+            f"How many times faster than an objective of {q.OBJECTIVE:.0%} allows errors happen, over the "
+            f"last hour and the last six. Dashed: {q.BURN_SLOW:g} (orange) and {q.BURN_FAST:g} (red, act "
+            "now).",
+            over_time(f"({q.failure_ratio(q.HOUR)}) / {q.BUDGET}", "1 h"),
+            over_time(f"({q.failure_ratio('6h')}) / {q.BUDGET}", "6 h"),
+            limits=thresholds((None, "transparent"), (q.BURN_SLOW, ORANGE), (q.BURN_FAST, RED)),
+            soft_max=round(q.BURN_FAST + 1),
             decimals=0,
             overrides=colours({"1 h": "super-light-blue", "6 h": BLUE}),
         ),
@@ -500,65 +399,47 @@ def agent() -> list[Json]:
 
 def exporter_health(key: int, y: int) -> list[Json]:
     """Whether the exporter reads everything in time: on its own dashboard, and folded away on the fleet's."""
-    rate = f"rate(modus_api_requests_total{{{JOB}}}[$__rate_interval])"
+    rate = f"rate(modus_api_requests_total{{{q.JOB}}}[$__rate_interval])"
     return [
         stat(
-            key,
-            "Scrapes complete",
+            (key, "Scrapes complete", "none", (0, y, 6, 3)),
             "Whether every exporter read all of its agents in the last scrape.",
-            "none",
-            (0, y, 6, 3),
-            now(f"min(modus_up{{{JOB}}})", "complete"),
+            now(f"min(modus_up{{{q.JOB}}})", "complete"),
             steps=NEUTRAL,
             mappings=YES_NO,
         ),
         stat(
-            key + 1,
-            "Agents not read",
+            (key + 1, "Agents not read", "short", (6, y, 6, 3)),
             "Agents that no exporter could read in the last scrape.",
-            "short",
-            (6, y, 6, 3),
-            now(count(NOT_READ)),
+            now(q.count(q.NOT_READ)),
             steps=NONE_IS_FINE,
         ),
         stat(
-            key + 2,
-            "Backlog",
+            (key + 2, "Backlog", "short", (12, y, 6, 3)),
             "Agents whose older pages are still to be read: their totals lag, no run is lost.",
-            "short",
-            (12, y, 6, 3),
-            now(count(f"{BACKLOG} == 1")),
+            now(q.count(f"{q.BACKLOG} == 1")),
             steps=SOON,
         ),
         stat(
-            key + 3,
-            "Ledger writable",
+            (key + 3, "Ledger writable", "none", (18, y, 6, 3)),
             "Whether every exporter can write its state; while one cannot, it counts no run.",
-            "none",
-            (18, y, 6, 3),
-            now(f"min(modus_exporter_ledger_up{{{JOB}}})", "writable"),
+            now(f"min(modus_exporter_ledger_up{{{q.JOB}}})", "writable"),
             steps=NEUTRAL,
             mappings=YES_NO,
         ),
         graph(
-            key + 4,
-            "Scrape duration",
-            f"How long exporters took to read their agents, the {TOP} slowest at each point. Dashed: the "
-            f"scrape timeout of prometheus.yml, {SCRAPE_TIMEOUT} s.",
-            "s",
-            (0, y + 3, 12, 6),
-            over_time(f"topk({TOP}, modus_exporter_scrape_duration_seconds{{{JOB}}})", "{{instance}}"),
-            limits=thresholds((None, "transparent"), (SCRAPE_TIMEOUT, RED)),
+            (key + 4, "Scrape duration", "s", (0, y + 3, 12, 6)),
+            f"How long exporters took to read their agents, the {q.TOP} slowest at each point. Dashed: the "
+            f"scrape timeout of prometheus.yml, {q.SCRAPE_TIMEOUT} s.",
+            over_time(f"topk({q.TOP}, modus_exporter_scrape_duration_seconds{{{q.JOB}}})", "{{instance}}"),
+            limits=thresholds((None, "transparent"), (q.SCRAPE_TIMEOUT, RED)),
             interval="1m",
             color={"mode": "shades", "fixedColor": BLUE},
         ),
         graph(
-            key + 5,
-            "API requests by code",
+            (key + 5, "API requests by code", "reqps", (12, y + 3, 12, 6)),
             "Requests per second by HTTP status, or by what went wrong before there was one: green answered, "
             "orange refused, red failed.",
-            "reqps",
-            (12, y + 3, 12, 6),
             over_time(f"sum by (code) ({rate})", "{{code}}"),
             interval="1m",
             overrides=colours(CODE_COLOURS),
@@ -568,35 +449,32 @@ def exporter_health(key: int, y: int) -> list[Json]:
 
 def exporters(key: int, at: At) -> Json:
     """The table with a row per exporter."""
-    rows = 2 * TOP
+    rows = 2 * q.TOP
 
     def each(expr: str, labels: str = "instance") -> str:
         return f"topk({rows}, max by ({labels}) ({expr}))"
 
     yes_no = {"mappings": YES_NO, "custom__cellOptions": COLOURED_TEXT}
     return table(
-        key,
-        "Exporters",
+        (key, "Exporters", "short", at),
         f"The exporters of the selected jobs, the first {rows}. CPU: cores used over the last hour.",
-        "short",
-        at,
         {
-            "Up": (each(f"up{{{JOB}}}"), yes_no),
+            "Up": (each(f"up{{{q.JOB}}}"), yes_no),
             "Build": (
-                each(f"modus_exporter_build_info{{{JOB}}}", "instance, version"),
+                each(f"modus_exporter_build_info{{{q.JOB}}}", "instance, version"),
                 {"custom__hidden": True},
             ),
-            "Agents": (each(f"modus_exporter_agents{{{JOB}}}"), {"decimals": 0}),
-            "Config": (each(f"modus_exporter_config_last_reload_successful{{{JOB}}}"), yes_no),
+            "Agents": (each(f"modus_exporter_agents{{{q.JOB}}}"), {"decimals": 0}),
+            "Config": (each(f"modus_exporter_config_last_reload_successful{{{q.JOB}}}"), yes_no),
             "Memory": (
-                each(f"process_resident_memory_bytes{{{JOB}}}"),
+                each(f"process_resident_memory_bytes{{{q.JOB}}}"),
                 {"unit": "bytes", "decimals": 0},
             ),
             "CPU": (
-                each(f"rate(process_cpu_seconds_total{{{JOB}}}[1h])"),
+                each(f"rate(process_cpu_seconds_total{{{q.JOB}}}[1h])"),
                 {"unit": "percentunit", "decimals": 1},
             ),
-            "Running for": (each(age(f"process_start_time_seconds{{{JOB}}}")), SECONDS),
+            "Running for": (each(q.age(f"process_start_time_seconds{{{q.JOB}}}")), SECONDS),
         },
         sort="Running for",
         labels={"instance": "Exporter", "version": "Version"},
@@ -605,20 +483,17 @@ def exporters(key: int, at: At) -> Json:
 
 def exporter() -> list[Json]:
     """Whether the numbers of the other two dashboards can be trusted."""
-    requests = f"rate(modus_api_requests_total{{{JOB}}}[$__rate_interval])"
-    refused = f'rate(modus_api_requests_total{{{JOB},code="429"}}[$__rate_interval])'
-    durations_of = f"rate(modus_api_request_duration_seconds_bucket{{{JOB}}}[15m])"
-    errors = increase("modus_agent_read_errors_total", HOUR, "agent_id, reason")
-    errors_in_range = increase("modus_agent_read_errors_total", RANGE)
+    requests = f"rate(modus_api_requests_total{{{q.JOB}}}[$__rate_interval])"
+    refused = f'rate(modus_api_requests_total{{{q.JOB},code="429"}}[$__rate_interval])'
+    durations_of = f"rate(modus_api_request_duration_seconds_bucket{{{q.JOB}}}[15m])"
+    errors = q.increase("modus_agent_read_errors_total", q.HOUR, "agent_id, reason")
+    errors_in_range = q.increase("modus_agent_read_errors_total", q.RANGE)
     return [
         *exporter_health(1, 0),
         graph(
-            7,
-            "API latency",
+            (7, "API latency", "s", (0, 9, 8, 6)),
             "How long the API took to answer in the 15 minutes before each point: the 95th percentile per "
             "operation, and the median of all requests.",
-            "s",
-            (0, 9, 8, 6),
             over_time(f"histogram_quantile(0.5, sum by (le) ({durations_of})) >= 0", "p50"),
             over_time(
                 f"histogram_quantile(0.95, sum by (operation, le) ({durations_of})) >= 0", "p95 {{operation}}"
@@ -634,23 +509,17 @@ def exporter() -> list[Json]:
             ),
         ),
         graph(
-            8,
-            "Rate limited",
+            (8, "Rate limited", "percentunit", (8, 9, 8, 6)),
             "Share of the requests that the API refused with 429. Near 100 % nothing is read any more.",
-            "percentunit",
-            (8, 9, 8, 6),
             over_time(f"(sum({refused}) or 0 * sum({requests})) / (sum({requests}) > 0)", "refused"),
             interval="1m",
             max=1,
             overrides=colours({"refused": ORANGE}),
         ),
         graph(
-            9,
-            "Read errors by reason",
+            (9, "Read errors by reason", "short", (16, 9, 8, 6)),
             "Failed reads of the selected agents in the hour before each point. unauthorized and forbidden "
             "need a person: the token is wrong or lacks a scope.",
-            "short",
-            (16, 9, 8, 6),
             over_time(f"sum by (reason) ({errors})", "{{reason}}"),
             bars=True,
             decimals=0,
@@ -658,16 +527,13 @@ def exporter() -> list[Json]:
         ),
         exporters(10, (0, 15, 14, 6)),
         table(
-            11,
-            "Oldest data",
+            (11, "Oldest data", "s", (14, 15, 10, 6)),
             "Since the last successful read of an agent, and its failed reads in the time range. "
-            f"The first {TOP}.",
-            "s",
-            (14, 15, 10, 6),
+            f"The first {q.TOP}.",
             {
-                "Last read": (top(age(LAST_READ)), in_colour(READ_AGE, decimals=0)),
+                "Last read": (q.top(q.age(q.LAST_READ)), in_colour(READ_AGE, decimals=0)),
                 "Read errors": (
-                    f"{named(errors_in_range)} and on (agent_id) topk({TOP}, {age(LAST_READ)})",
+                    f"{q.named(errors_in_range)} and on (agent_id) topk({q.TOP}, {q.age(q.LAST_READ)})",
                     {"unit": "short", "decimals": 0},
                 ),
             },

@@ -6,6 +6,7 @@ from queries import JOB
 
 Json = dict[str, Any]
 At = tuple[int, int, int, int]  # x, y, width, height on a grid 24 wide
+Head = tuple[int, str, str, At]  # id (for good), title, unit, place
 
 # Red: act now. Orange: soon. Green: fine. Blue and purple: neutral. Grey: nothing can be said.
 RED, ORANGE, GREEN, BLUE, PURPLE, GREY = "red", "orange", "green", "blue", "purple", "#8e8e8e"
@@ -59,19 +60,16 @@ def over_time(expr: str, legend: str, **more: Any) -> Json:
 
 def panel(
     kind: str,
-    key: int,
-    title: str,
+    head: Head,
     description: str,
-    unit: str,
-    at: At,
     queries: list[Json],
     overrides: list[Json] | None = None,
     options: Json | None = None,
     interval: str | None = None,
     **defaults: Any,
 ) -> Json:
-    """A panel; `key` is its id for good, `interval` the least step, `defaults` the settings of all fields."""
-    x, y, width, height = at
+    """A panel; `interval` is the least step, `defaults` are the settings of all fields."""
+    key, title, unit, (x, y, width, height) = head
     refs = "ABCDEFGHIJ"
     return {
         "id": key,
@@ -92,9 +90,7 @@ def panel(
     }
 
 
-def stat(
-    key: int, title: str, description: str, unit: str, at: At, *queries: Json, steps: Json, **more: Any
-) -> Json:
+def stat(head: Head, description: str, *queries: Json, steps: Json, **more: Any) -> Json:
     """Numbers in the colours of their thresholds."""
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
@@ -107,15 +103,12 @@ def stat(
     settings: Json = {"thresholds": steps, "color": {"mode": "thresholds"}, "noValue": "no data", **more}
     grey = {"match": "null", "result": {"index": 99, "text": settings["noValue"], "color": GREY}}
     settings["mappings"] = [*settings.get("mappings", []), {"type": "special", "options": grey}]
-    return panel("stat", key, title, description, unit, at, list(queries), options=options, **settings)
+    return panel("stat", head, description, list(queries), options=options, **settings)
 
 
 def graph(
-    key: int,
-    title: str,
+    head: Head,
     description: str,
-    unit: str,
-    at: At,
     *queries: Json,
     limits: Json | None = None,
     bars: bool = False,
@@ -144,25 +137,13 @@ def graph(
     }
     settings = {"min": 0, "custom": custom, "color": {"mode": "palette-classic"}, **more}
     return panel(
-        "timeseries",
-        key,
-        title,
-        description,
-        unit,
-        at,
-        list(queries),
-        options=options,
-        interval=interval,
-        **settings,
+        "timeseries", head, description, list(queries), options=options, interval=interval, **settings
     )
 
 
 def table(
-    key: int,
-    title: str,
+    head: Head,
     description: str,
-    unit: str,
-    at: At,
     columns: dict[str, tuple[str, Json]],
     sort: str,
     labels: dict[str, str] | None = None,
@@ -191,11 +172,8 @@ def table(
     }
     result = panel(
         "table",
-        key,
-        title,
+        head,
         description,
-        unit,
-        at,
         queries,
         overrides=[*cells, *(link if "agent_name" in labels else []), override("/.*/", noValue="-")],
         options={"showHeader": True, "cellHeight": "sm", "sortBy": [{"displayName": sort, "desc": True}]},
@@ -266,7 +244,7 @@ def variables() -> list[Json]:
 
 def annotations() -> list[Json]:
     """Firing alerts: those of the selected agents, and those about no agent at all."""
-    alerts = 'ALERTS{alertstate="firing",alertname=~"Modus.+",agent_id=~"$agent|"}'
+    alerts = f'ALERTS{{alertstate="firing",alertname=~"Modus.+",{JOB},agent_id=~"$agent|"}}'
     firing = {
         "name": "Firing alerts",
         "datasource": DATASOURCE,

@@ -1,19 +1,40 @@
 """PromQL of the dashboards: what is failing, stuck, waiting and silent, and the sums behind the graphs.
 
-Raw metrics only, so that the dashboards work without the recording rules; definitions and limits are those of
-prometheus/rules/modus.yml. Three habits keep the numbers true:
+Raw metrics only, so that the dashboards work without the recording rules; definitions are those of
+prometheus/rules/modus.yml, limits are read from there. Three habits keep the numbers true:
 
 - Replicas of the exporter show the same agents: the largest instance counts, never the sum of them.
 - A rename starts new series: everything goes by `agent_id`, and the current name is joined at the end.
 - Runs are sparse: windows are an hour or the dashboard's time range, never the step between two points.
 """
 
-STUCK = WAITING_LONG = 4 * 3600  # seconds a run may be running, or may wait for a human
-OBJECTIVE = 0.95  # share of runs that should succeed
-FAILURE_LIMIT = 0.2  # from here a failure ratio is red; orange from what the objective allows
-BURN_SLOW, BURN_FAST = 6, 14.4  # failure ratio as multiples of what the objective allows
+import math
+import re
+from pathlib import Path
+
+import yaml
+
+_PROMETHEUS = Path(__file__).parent.parent / "prometheus"
+_RULES = yaml.safe_load((_PROMETHEUS / "rules" / "modus.yml").read_text(encoding="utf-8"))["groups"][0][
+    "rules"
+]
+_CONFIG = yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
+_RECORDS = {rule["record"]: rule for rule in _RULES if "record" in rule}
+
+
+def setting(record: str) -> float:
+    """A constant of the rules: of `vector(4 * 3600)` 14400."""
+    factors = re.fullmatch(r"vector\((.+)\)", _RECORDS[record]["expr"])[1].split("*")
+    return math.prod(yaml.safe_load(factor) for factor in factors)
+
+
+STUCK = setting("modus:stuck_after:seconds")  # a run that has been running for longer is stuck
+WAITING_LONG = setting("modus:waiting_after:seconds")  # a run that has been waiting for longer is orange
+OBJECTIVE = setting("modus:objective:ratio")  # share of runs that should succeed
+FAILURE_LIMIT = setting("modus:failure_limit:ratio")  # from here red; orange from what the objective allows
+BURN_SLOW, BURN_FAST = 6, 14.4  # factors of modus:burn_threshold:ratio
 STALE, VERY_STALE = 300, 900  # seconds since an agent was read
-SCRAPE_TIMEOUT = 25  # seconds, prometheus/prometheus.yml
+SCRAPE_TIMEOUT = int(_CONFIG["global"]["scrape_timeout"].removesuffix("s"))  # seconds
 TOP = 10  # agents that one panel draws, however many are selected
 
 BUDGET = round(1 - OBJECTIVE, 6)

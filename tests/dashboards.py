@@ -4,14 +4,26 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import promql_parser
+
+NAMES = ("fleet", "agent", "exporter")
 FOLDER = Path(__file__).parent.parent / "grafana" / "dashboards"
 ALL = ".+"  # the allValue of the variables
 
 
+class Query(NamedTuple):
+    """A query of a panel, or of the annotations (without a ref): of one instant, or over the time range."""
+
+    panel: str
+    ref: str
+    expr: str
+    instant: bool
+
+
 def load(name: str) -> dict[str, Any]:
-    """A committed dashboard: fleet, agent or exporter."""
+    """A committed dashboard, one of NAMES."""
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -33,11 +45,27 @@ def substitute(text: str, *, agent: str = ALL, job: str = ALL, time_range: str =
     return re.sub(r"\$\{?(\w+)\}?", lambda match: values[match[1]], text)
 
 
-def queries(dashboard: dict[str, Any], agent: str = ALL, time_range: str = "1h") -> list[tuple[str, str]]:
-    """(panel title, query) of every panel and of the annotations."""
-    found = [(panel["title"], target["expr"]) for panel in panels(dashboard) for target in panel["targets"]]
-    found += [(each["name"], each["expr"]) for each in dashboard["annotations"]["list"]]
-    return [(title, substitute(expr, agent=agent, time_range=time_range)) for title, expr in found]
+def queries(dashboard: dict[str, Any], **variables: str) -> list[Query]:
+    """Those of every panel and of the annotations, `variables` as in `substitute`."""
+    found = [
+        (panel["title"], target["refId"], target["expr"], target["instant"])
+        for panel in panels(dashboard)
+        for target in panel["targets"]
+    ]
+    found += [(each["name"], "", each["expr"], False) for each in dashboard["annotations"]["list"]]
+    return [Query(title, ref, substitute(expr, **variables), instant) for title, ref, expr, instant in found]
+
+
+def selectors(expr: str) -> list[promql_parser.VectorSelector]:
+    """The vector selectors in a query; ValueError when it is not PromQL."""
+    found = []
+
+    def visit(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+
+    promql_parser.walk(promql_parser.parse(expr), visit)
+    return found
 
 
 def variable_queries(dashboard: dict[str, Any]) -> list[tuple[str, str, str]]:

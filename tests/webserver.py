@@ -6,19 +6,20 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from exporter.web import Server, application, listen
 from exporter.webconfig import WebConfigFile
+from tests.oracle import rendered
 
 NAME = 'Support "EU" \\ Zürich\n東京'
 
 
-def families() -> list[Metric]:
+def exposition(openmetrics: bool) -> bytes:
     up = GaugeMetricFamily("modus_up", "All agents were read.", 1)
     runs = CounterMetricFamily("modus_runs", "Runs.", labels=["agent_name"])
     runs.add_metric([NAME], 3)
-    return [up, runs]
+    return rendered([up, runs], openmetrics)
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Site:
 
 @contextlib.contextmanager
 def running(
-    scrape=lambda timeout: families(),
+    scrape=lambda timeout, openmetrics: [exposition(openmetrics)],
     ready=lambda: True,
     failure=None,
     config=None,

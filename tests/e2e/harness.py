@@ -87,11 +87,13 @@ class Process:
 
 
 class Exporter(Process):
-    """`python -m exporter` with these flags, from the moment it listens."""
+    """`python -m exporter` with these flags, from the moment it listens; `prefix` is what starts it."""
 
-    def __init__(self, directory: Path, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *flags: str, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
+    ) -> None:
         root = str(Path(__file__).parents[2])
-        command = [sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0", *flags]
+        command = [*prefix, sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0", *flags]
         super().__init__(command, directory, {"PYTHONPATH": root, **(env or {})})
         address = wait_for("the exporter listens", self._address)
         self.url = f"http://{address}"
@@ -137,8 +139,10 @@ class Scrape:
 
 
 @contextmanager
-def exporter(directory: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Exporter]:
-    running = Exporter(directory, *flags, env=env)
+def exporter(
+    directory: Path, *flags: str, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
+) -> Iterator[Exporter]:
+    running = Exporter(directory, *flags, env=env, prefix=prefix)
     try:
         yield running
     finally:

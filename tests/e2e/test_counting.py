@@ -4,7 +4,7 @@ import random
 import sqlite3
 import subprocess
 import sys
-import time
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from exporter.demo import SimulatedModus
+from exporter.demo import Request, SimulatedModus, SimulatedRun
 from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, wait_for
 
 AGENT = 7
@@ -51,8 +51,9 @@ def test_no_run_is_lost_or_repeated_over_fifty_kills(modus: SimulatedModus, tmp_
                 outcome=rng.choice(["completed", "error"]),
             )
         running = Exporter(tmp_path, "--config.file", str(file))
-        until = time.monotonic() + rng.random() * 0.3
-        while time.monotonic() < until:
+        death = threading.Timer(rng.random() * 0.3, running.popen.kill)  # in a scrape as well as between two
+        death.start()
+        while death.is_alive():
             with suppress(requests.RequestException):
                 now_shown = counted(running.scrape())
                 assert now_shown >= shown, "a counter stepped back"
@@ -65,6 +66,17 @@ def test_no_run_is_lost_or_repeated_over_fifty_kills(modus: SimulatedModus, tmp_
     assert scrape.value("modus_agent_run_duration_seconds_count") == ended(modus)["completed"]
 
 
+def shift_pages(modus: SimulatedModus, started: list[SimulatedRun]) -> None:
+    """While the next four pages are read, new runs push old ones over each page border."""
+    left = iter(range(4))
+
+    def shift(_: Request) -> None:
+        if next(left, None) is not None:
+            started.extend(modus.start_run(AGENT) for _ in range(2))
+
+    modus.fault = shift
+
+
 @pytest.mark.parametrize("single_run", [True, False])
 @pytest.mark.parametrize("page_tokens", ["offset", "key"])
 def test_after_every_step_the_counters_are_those_of_the_list(
@@ -72,12 +84,12 @@ def test_after_every_step_the_counters_are_those_of_the_list(
 ) -> None:
     rng = random.Random(2)  # noqa: S311
     modus.single_run, modus.page_tokens = single_run, page_tokens
-    file = config(tmp_path, modus.url, AGENT, runs="{page_size: 10}")
+    file = config(tmp_path, modus.url, AGENT, runs="{page_size: 10, max_pages: 50}")
     open_runs = [modus.start_run(AGENT, at=modus.clock() - 3 * 86400, waits_from=0.0)]
     with exporter(tmp_path, "--config.file", str(file)) as running:
         running.scrape()
         for step in range(60):
-            match rng.randrange(5):
+            match rng.randrange(6):
                 case 0:
                     open_runs += [modus.start_run(AGENT) for _ in range(rng.randrange(1, 15))]
                 case 1:
@@ -90,7 +102,10 @@ def test_after_every_step_the_counters_are_those_of_the_list(
                     open_runs.append(modus.start_run(AGENT, workflow_id=failed.workflow_id))
                 case 4 if open_runs:
                     modus.change(rng.choice(open_runs), waits_from=modus.clock())
+                case 5:
+                    shift_pages(modus, open_runs)
             scrape = running.scrape()
+            modus.fault = None
             assert counted(scrape) == ended(modus), f"step {step}"
             assert scrape.value("modus_agent_run_duration_seconds_count") == ended(modus)["completed"]
             assert scrape.value("modus_agent_backlog") == 0

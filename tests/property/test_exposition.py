@@ -8,9 +8,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.ledger import Ledger
-from exporter.metrics import AgentSnapshot, Snapshot, families
+from exporter.metrics import AgentSnapshot, Snapshot
 from exporter.model import Cursor, Run
-from exporter.web import render
+from tests.oracle import expected, exposed
 from tests.simulation import BOUNDS, START
 
 TEXT = st.text(st.characters(), max_size=12)
@@ -55,7 +55,8 @@ def test_any_list_of_runs_gives_a_sound_exposition(
             )
         )
     snapshot = Snapshot(agents, BOUNDS, True, 0.5, True, "1.0", START)
-    text = render(list(families(snapshot)), openmetrics).decode()
+    assert exposed(snapshot, openmetrics) == expected(snapshot, openmetrics)
+    text = exposed(snapshot, openmetrics).decode()
     parse = parse_openmetrics if openmetrics else parse_text
     samples = [sample for family in parse(text) for sample in family.samples]
 

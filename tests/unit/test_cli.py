@@ -1,5 +1,8 @@
 """What a user meets on the command line: exit codes, one line per mistake, and tables."""
 
+import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +12,7 @@ import pytest
 
 from exporter import __version__
 from exporter.demo import SimulatedModus
+from tests.e2e.harness import Exporter, exporter, wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,3 +125,106 @@ def test_an_audit_without_a_state_file_says_so(modus: SimulatedModus, tmp_path: 
     done = run("--config.file", config(tmp_path, modus), "--audit")
     assert done.returncode == 1
     assert "state.path is null" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("agents: [42, {id: 43, expected_interval: daily}]", "agents[1].expected_interval: "),
+        ("runs: {page_sise: 5}", "runs.page_sise: "),
+        ("modus: {token: '${NO_SUCH_NAME}'}", "modus.token: "),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_with_file_and_key_path(
+    tmp_path: Path, text: str, key: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    done = run("--config.file", str(file), MODUS_API_KEY="x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"modus-exporter: {file}: {key}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_help_names_each_flag_once_with_what_it_does() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    flags = re.findall(r"^  (?:-h, )?(--[\w.-]+)", done.stdout, re.M)
+    assert len(flags) == len(set(flags)) == 15
+
+
+def test_a_reader_of_the_table_that_has_left_is_no_traceback(modus: SimulatedModus, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "exporter", "--config.check", "--config.file", config(tmp_path, modus)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
+    os.close(writing)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert b"Broken pipe" not in done.stderr
+
+
+def test_the_demo_takes_its_state_with_it_when_it_ends(tmp_path: Path) -> None:
+    with exporter(tmp_path, "--demo", env={"TMPDIR": str(tmp_path)}) as demo:
+        (directory,) = tmp_path.glob("modus-exporter-demo-*")
+        demo.scrape()
+        assert (directory / "state.db").stat().st_size > 0
+        assert demo.stop() == 0
+    assert list(tmp_path.glob("modus-exporter-demo-*")) == []
+
+
+def test_every_line_of_a_json_log_is_json_and_says_where_it_listens(tmp_path: Path) -> None:
+    command = ["--demo", "--log.format", "json", "--web.listen-address", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "exporter", *command], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as demo:
+        assert demo.stderr is not None
+        lines = []
+        while not lines or lines[-1]["msg"] != "listening":
+            lines.append(json.loads(demo.stderr.readline()))
+        demo.terminate()
+        lines += [json.loads(line) for line in demo.stderr]
+        assert demo.wait(10) == 0
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", next(line["address"] for line in lines if "address" in line))
+
+
+def test_a_second_exporter_on_one_state_file_or_address_is_refused_with_one_line(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    file = Path(config(tmp_path, modus))
+    file.write_text(file.read_text().replace("path: null", f"path: '{tmp_path}/state.db'"))
+    with exporter(tmp_path, "--config.file", str(file)) as first:
+        second = run("--config.file", str(file))
+        assert second.returncode == 1
+        assert second.stderr.startswith(f"modus-exporter: {tmp_path}/state.db: ")
+        assert len(second.stderr.splitlines()) == 1
+
+        address = first.url.removeprefix("http://")
+        third = run("--demo", "--web.listen-address", address)
+        assert third.returncode == 1
+        (*log, line) = third.stderr.splitlines()
+        assert line.startswith("modus-exporter: ")
+        assert address in line
+        assert [each for each in log if not each.startswith("time=")] == []
+
+
+def test_a_signal_before_it_listens_ends_it_with_exit_code_0(modus: SimulatedModus, tmp_path: Path) -> None:
+    modus.latency = 60.0
+    command = [sys.executable, "-m", "exporter", "--config.check", "--config.file", config(tmp_path, modus)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as check:
+        wait_for("it asks the API", lambda: modus._server and modus._server.connections)
+        check.terminate()
+        assert check.wait(10) == 0
+        assert check.stderr is not None
+        assert check.stderr.read() == ""
+
+
+def test_a_log_names_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
+    modus.token = "modus_pat_secret"  # noqa: S105
+    file = config(tmp_path, modus)
+    modus.token = "another"  # noqa: S105
+    running = Exporter(tmp_path, "--config.file", file, "--log.level", "debug")
+    assert "modus_up 0.0" in running.exposition()
+    assert running.stop() == 0
+    assert "401" in running.said()
+    assert "secret" not in running.said()

@@ -1,11 +1,11 @@
 """The dashboards are what the generator writes, complete, and they ask only for what the exporter exposes."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import promql_parser
 import pytest
 import yaml
 
@@ -13,7 +13,7 @@ from exporter.metrics import TABLE
 from tests import dashboards
 
 GRAFANA = Path(__file__).parents[2] / "grafana"
-NAMES = ("fleet", "agent", "exporter")
+PROMETHEUS = GRAFANA.parent / "prometheus"
 SELECTIONS = (dashboards.ALL, "101", "(101|102)")
 OF_PROMETHEUS = re.compile(r"up|ALERTS|process_\w+")
 EXPOSED = {
@@ -26,28 +26,31 @@ EXPOSED = {
     )
 }
 
-every_dashboard = pytest.mark.parametrize("name", NAMES)
+every_dashboard = pytest.mark.parametrize("name", dashboards.NAMES)
 
 
-def selectors(node):
-    """The vector selectors in a parsed query."""
-    if isinstance(node, promql_parser.VectorSelector):
-        yield node
-    for part in ("expr", "lhs", "rhs", "param", "vector_selector"):
-        if (child := getattr(node, part, None)) is not None and not isinstance(child, str | float):
-            yield from selectors(child)
-    for child in getattr(node, "args", None) or []:
-        yield from selectors(child)
+def written(folder, settings=()):
+    """What the generator writes, by file, with these texts of the rules replaced."""
+    shutil.copytree(GRAFANA, folder / "grafana", ignore=shutil.ignore_patterns("*.json", "__pycache__"))
+    shutil.copytree(PROMETHEUS, folder / "prometheus")
+    rules = folder / "prometheus" / "rules" / "modus.yml"
+    for before, after in dict(settings).items():
+        assert rules.read_text().count(before) == 1
+        rules.write_text(rules.read_text().replace(before, after))
+    subprocess.run([sys.executable, folder / "grafana" / "generate.py"], check=True)
+    return {path.stem: path.read_text() for path in (folder / "grafana" / "dashboards").iterdir()}
 
 
 def test_the_committed_dashboards_are_what_the_generator_writes(tmp_path):
-    (tmp_path / "dashboards").mkdir()
-    for source in GRAFANA.glob("*.py"):
-        (tmp_path / source.name).write_bytes(source.read_bytes())
-    subprocess.run([sys.executable, tmp_path / "generate.py"], check=True)
-    written = {path.name: path.read_text() for path in (tmp_path / "dashboards").iterdir()}
-    assert written == {path.name: path.read_text() for path in dashboards.FOLDER.iterdir()}
-    assert sorted(written) == sorted(f"{name}.json" for name in NAMES)
+    committed = {path.stem: path.read_text() for path in dashboards.FOLDER.iterdir()}
+    assert committed == written(tmp_path)
+    assert committed.keys() == set(dashboards.NAMES)
+
+
+def test_the_limits_of_the_dashboards_are_those_of_the_rules(tmp_path):
+    texts = written(tmp_path, {"vector(0.95)": "vector(0.9)", "vector(0.2)": "vector(5 * 0.07)"})
+    assert "an objective of 90%" in texts["agent"]
+    assert "Dashed: 10%, what the objective allows, and 35%" in texts["fleet"]
 
 
 @every_dashboard
@@ -78,10 +81,10 @@ def test_panel_ids_are_unique_and_panels_do_not_overlap(name):
 @pytest.mark.parametrize("agent", SELECTIONS)
 def test_every_query_parses_and_names_only_metrics_that_are_exposed(name, agent):
     dashboard = dashboards.load(name)
-    asked = dashboards.queries(dashboard, agent)
+    asked = [(query.panel, query.expr) for query in dashboards.queries(dashboard, agent=agent)]
     asked += [(variable, query) for variable, query, _ in dashboards.variable_queries(dashboard)]
     for title, expr in asked:
-        metrics = {selector.name for selector in selectors(promql_parser.parse(expr))}
+        metrics = {selector.name for selector in dashboards.selectors(expr)}
         assert metrics, title
         unknown = {metric for metric in metrics - EXPOSED if not OF_PROMETHEUS.fullmatch(metric)}
         assert not unknown, f"{title}: {unknown}"
@@ -90,14 +93,12 @@ def test_every_query_parses_and_names_only_metrics_that_are_exposed(name, agent)
 @every_dashboard
 def test_every_selector_is_limited_to_the_chosen_jobs_and_agents(name):
     per_agent = {row.name for row in TABLE if row.per_agent}
-    for panel in dashboards.panels(dashboards.load(name)):
-        for target in panel["targets"]:
-            expr = dashboards.substitute(target["expr"], job="chosen", agent="101")
-            for selector in selectors(promql_parser.parse(expr)):
-                limits = {(each.name, each.value) for each in selector.matchers.matchers}
-                assert ("job", "chosen") in limits, panel["title"]
-                if selector.name.removesuffix("_bucket") in per_agent:
-                    assert ("agent_id", "101") in limits, panel["title"]
+    for query in dashboards.queries(dashboards.load(name), job="chosen", agent="101"):
+        for selector in dashboards.selectors(query.expr):
+            limits = {(each.name, each.value) for each in selector.matchers.matchers}
+            assert ("job", "chosen") in limits, query.panel
+            if selector.name.removesuffix("_bucket") in per_agent:
+                assert ("agent_id", "101") in limits, query.panel
 
 
 @every_dashboard
@@ -121,7 +122,7 @@ def test_only_tables_and_limited_queries_show_agents_one_by_one(name):
 
 @every_dashboard
 def test_links_lead_to_dashboards_that_exist(name):
-    uids = {dashboards.load(each)["uid"] for each in NAMES}
+    uids = {dashboards.load(each)["uid"] for each in dashboards.NAMES}
     text = (dashboards.FOLDER / f"{name}.json").read_text()
     linked = set(re.findall(r"/d/([\w-]+)", text))
     assert linked <= uids

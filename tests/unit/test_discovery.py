@@ -24,6 +24,10 @@ class AtOnce:
         return future
 
 
+def wait(refresh: Future[list[Agent]]) -> None:
+    """Everything is done at once here."""
+
+
 def names(found: list[Agent] | None) -> list[str]:
     return [agent.name for agent in found or []]
 
@@ -53,7 +57,7 @@ def test_a_list_whose_page_token_repeats_is_an_error_and_not_half_a_list() -> No
 def test_deleted_agents_are_left_out_and_globs_choose(api: DirectApi) -> None:
     api.modus.agents[3].deleted_at = 0.0
     discovery = Discovery(["Agent ?", "Agent 1?"], ["*5"], 300)
-    found = names(discovery.agents(ask(api), AtOnce(), 0.0))  # type: ignore[arg-type]
+    found = names(discovery.agents(ask(api), AtOnce(), 0.0, wait))  # type: ignore[arg-type]
     assert "Agent 3" not in found
     assert "Agent 5" not in found
     assert "Agent 20" not in found
@@ -66,7 +70,7 @@ def test_the_list_is_read_again_after_the_interval_and_kept_when_that_fails(
     discovery = Discovery(["*"], [], 300)
 
     def look(now: float) -> int:
-        return len(discovery.agents(ask(api), AtOnce(), now) or [])  # type: ignore[arg-type]
+        return len(discovery.agents(ask(api), AtOnce(), now, wait) or [])  # type: ignore[arg-type]
 
     assert look(0.0) == 30
     api.modus.add_agent(99, "New")

@@ -43,3 +43,10 @@ def test_the_files_that_the_readme_links_to_exist() -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_tests_that_the_table_of_faults_names_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "faults.md").read_text())
+    assert len(named) > 50
+    sources = {path.name: path.read_text() for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert [name for file, name in named if f"def {name}(" not in sources[file]] == []

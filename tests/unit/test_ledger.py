@@ -125,6 +125,20 @@ def test_in_memory_only_runs_that_end_after_the_start_are_counted(clock: Clock) 
     assert book.accounts[AGENT].totals.created == START
 
 
+@pytest.mark.parametrize(
+    ("was_open", "start", "counts"),
+    [(False, START - 100, 0), (False, None, 0), (False, START + 10, 1), (True, START - 100, 1)],
+)
+def test_in_memory_a_run_without_an_end_counts_if_it_cannot_have_ended_before_the_start(
+    clock: Clock, was_open: bool, start: float | None, counts: int
+) -> None:
+    book = ledger(None, clock)
+    record(book, *([a_run("wf:1", "running", start=start, end=None)] if was_open else []))
+    clock.advance(60)
+    record(book, a_run("wf:1", "error", start=start, end=None, duration_ms=None))
+    assert finished(book) == counts
+
+
 def test_a_run_first_seen_after_the_lookback_is_not_counted_but_one_seen_open_is(
     path: str, clock: Clock
 ) -> None:
@@ -268,3 +282,33 @@ def test_an_agent_that_comes_from_another_shard_is_counted_from_then_on(path: st
     counts = {n: sum(after.accounts[n].totals.finished["completed"].values()) for n in (stays, comes)}
     assert counts == {stays: 2, comes: 1}
     after.close()
+
+
+def test_a_run_in_a_status_nobody_can_list_is_followed_no_longer_than_the_lookback(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock)
+    paused = a_run("wf:1", "paused", end=None)
+    record(book, paused, a_run("wf:2", "running", end=None))
+    clock.advance(DAY / 2)
+    record(book)
+    assert book.accounts[AGENT].open.keys() == {"wf:1", "wf:2"}
+    clock.advance(DAY)
+    record(book)
+    assert book.accounts[AGENT].open.keys() == {"wf:2"}
+    book.close()
+
+
+def test_a_run_is_not_counted_a_second_time_when_its_start_is_exactly_at_the_edge_of_what_is_forgotten(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock, lookback=DAY)
+    twins = [a_run("wf:1"), a_run("wf:2")]
+    record(book, *twins)
+    for _ in range(2):
+        clock.advance(1.2 * DAY)
+        record(book)
+    book.lookback = 30 * DAY  # as a reload may do
+    record(book, *twins)
+    assert finished(book) == 2
+    book.close()

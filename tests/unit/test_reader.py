@@ -174,7 +174,7 @@ def test_a_refused_page_token_of_an_earlier_scrape_costs_a_new_walk_and_no_run()
     world = World()
     world.history(0, apart=0)
     world.scrape()
-    world.exporter.collector.reload(world.exporter.api, settings(AGENT, page_size=10, max_pages=3))  # type: ignore[arg-type]
+    world.exporter.collector.reload(lambda: world.exporter.api, settings(AGENT, page_size=10, max_pages=3))  # type: ignore[arg-type]
     world.history(100, apart=0.5)
     world.clock.advance(5)
     world.scrape()

@@ -6,12 +6,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import promql_parser
 import pytest
 import yaml
 
 from exporter.metrics import TABLE
 from exporter.model import OPEN_STATUSES, REASONS, TERMINAL_STATUSES
+from tests.dashboards import selectors
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "prometheus"
@@ -48,18 +48,6 @@ every_alert = pytest.mark.parametrize(
 )
 
 
-def selectors(expression):
-    """The (metric name, matchers) of every selector in a PromQL expression."""
-    found = []
-
-    def visit(node):
-        if isinstance(node, promql_parser.VectorSelector):
-            found.append((node.name, node.matchers.matchers))
-
-    promql_parser.walk(promql_parser.parse(expression), visit)
-    return found
-
-
 def exposed_labels():
     """Metric name as in PromQL -> its labels, those that Prometheus adds included."""
     labels = {"up": {"job", "instance"}}
@@ -90,9 +78,10 @@ def run(*command):
 def test_a_rule_selects_only_metrics_labels_and_values_that_exist(rule):
     exposed = exposed_labels()
     records = {rule["record"] for rule in RULES if "record" in rule}
-    for name, matchers in selectors(rule["expr"]):
+    for selector in selectors(rule["expr"]):
+        name = selector.name
         assert name in exposed.keys() | records
-        for matcher in matchers:
+        for matcher in selector.matchers.matchers:
             assert name in records or matcher.name in exposed[name]
             assert set(matcher.value.split("|")) <= VALUES.get(matcher.name, {*matcher.value.split("|")})
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from exporter.ledger import Ledger
-from exporter.model import Cursor
 from exporter.state import LedgerError, read_state
-from tests.simulation import DAY, START, Clock
+from tests.simulation import START, Clock
 from tests.unit.test_ledger import AGENT, a_run, finished, ledger, record
 
 
@@ -40,6 +39,14 @@ def test_a_second_process_is_refused_with_one_line_that_names_the_file(
     assert str(refused.value).startswith(f"{path}: in use by another process")
     book.close()
     ledger(path, clock).close()
+
+
+def test_the_file_is_in_use_under_its_other_name_too(book: Ledger, path: str, clock: Clock) -> None:
+    other_name = Path(path).with_name("link.db")
+    other_name.symlink_to(path)
+    with pytest.raises(LedgerError, match=r"link\.db: in use by another process"):
+        ledger(str(other_name), clock)
+    book.close()
 
 
 def test_the_file_can_be_read_beside_its_writer(book: Ledger, path: str) -> None:
@@ -171,27 +178,3 @@ def test_the_commit_is_durable(book: Ledger) -> None:
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert database.execute("PRAGMA synchronous").fetchone() == (2,)
     book.close()
-
-
-def test_the_file_stays_bounded_over_a_month_of_a_thousand_runs_a_day(path: str, clock: Clock) -> None:
-    book = ledger(path, clock)
-    sizes = []
-    for day in range(30):
-        for hour in range(24):
-            runs = [
-                a_run(f"wf_{day}_{hour}_{n}:0123456789abcdef", start=clock() + n, end=clock() + n + 5)
-                for n in range(42)
-            ]
-            clock.advance(3600)
-            book.account(AGENT, clock())
-            book.record(AGENT, runs, Cursor(), clock())
-            book.commit()
-        sizes.append(os.path.getsize(path))
-    assert finished(book) == 30 * 24 * 42
-    assert len(book.counted[AGENT]) < 1.2 * 24 * 42
-    assert sizes[-1] <= 1.1 * sizes[4]
-    book.close()
-    again = ledger(path, clock, lookback=DAY)
-    assert finished(again) == 30 * 24 * 42
-    assert len(again.counted[AGENT]) < 1.2 * 24 * 42
-    again.close()

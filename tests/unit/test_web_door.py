@@ -24,11 +24,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from prometheus_client.core import GaugeMetricFamily
 
 from exporter import web, webconfig
 from exporter.webconfig import WebConfigFile, WebError
-from tests.webserver import families, running
+from tests.webserver import exposition, running
 
 HASH = "$2a$04$W00MjpPDRoSjOflEI/NbPu9j3i0VIoRoNeoJbK/OIIqd3g.s2aUIq"  # of: secret
 PROMTOOL = shutil.which("promtool")
@@ -567,7 +566,9 @@ def test_what_is_not_http_is_400(site, data):
 
 def test_nonsense_in_a_body_ends_the_connection_and_nothing_else(caplog):
     entered, release = threading.Event(), threading.Event()
-    with running(scrape=lambda timeout: entered.set() or (release.wait(20) and families())) as site:
+    with running(
+        scrape=lambda timeout, openmetrics: entered.set() or (release.wait(20) and [exposition(openmetrics)])
+    ) as site:
         with socket.create_connection(("127.0.0.1", site.port)) as sock:
             sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
             assert entered.wait(10)
@@ -615,12 +616,9 @@ def test_an_unfinished_tls_handshake_is_dropped(ca, write, monkeypatch):
         assert closed_by_peer(sock)
 
 
-def long_pass(timeout):
+def long_pass(timeout, openmetrics):
     """A pass whose exposition is some 16 MB: more than the buffers of any socket."""
-    runs = GaugeMetricFamily("modus_agent_runs", "Runs.", labels=["agent_name"])
-    for number in range(4_000):
-        runs.add_metric([f"{number:05}" + "x" * 4_000], number)
-    return [runs]
+    return (b'modus_agent_runs{agent_name="%05d%s"} 1.0\n' % (n, b"x" * 4_000) for n in range(4_000))
 
 
 def slow_reader(port, tls=None):
@@ -667,7 +665,7 @@ def test_only_a_few_answers_wait_for_slow_readers(ca, write, monkeypatch, secure
         for _ in range(8):
             stack.enter_context(slow_reader(site.port, tls))
         awaited(lambda: len(site.server._doors()) == 3)
-        assert site.get("/metrics", tls=tls).data.count(b"\n") == 4_002
+        assert site.get("/metrics", tls=tls).data.count(b"\n") == 4_000
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
@@ -707,7 +705,7 @@ def test_when_all_places_are_taken_the_longest_idle_makes_room(ca, write, monkey
 def test_a_request_that_is_being_answered_never_makes_room(monkeypatch):
     monkeypatch.setattr(web, "MAX_CONNECTIONS", 3)
     entered, release = threading.Semaphore(0), threading.Event()
-    with running(scrape=lambda timeout: entered.release() or (release.wait(20) and [])) as site:
+    with running(scrape=lambda timeout, openmetrics: entered.release() or (release.wait(20) and [])) as site:
         answers = []
         scrapers = [
             threading.Thread(target=lambda: answers.append(site.get("/metrics").status)) for _ in range(3)
@@ -726,7 +724,7 @@ def test_a_request_that_is_being_answered_never_makes_room(monkeypatch):
 def test_scrapes_at_once_are_bounded_and_more_are_told_so():
     entered, release = [], threading.Event()
 
-    def scrape(timeout):
+    def scrape(timeout, openmetrics):
         entered.append(1)
         release.wait(20)
         return []
@@ -748,7 +746,6 @@ def test_scrapes_at_once_are_bounded_and_more_are_told_so():
 
 SCRIPT = """
 import logging, sys, time
-from prometheus_client.core import GaugeMetricFamily
 from exporter.web import WebError, serve
 class Lines(logging.Formatter):
     def format(self, record):
@@ -756,10 +753,10 @@ class Lines(logging.Formatter):
 handler = logging.StreamHandler(sys.stdout)
 handler.setFormatter(Lines())
 logging.basicConfig(level=logging.INFO, handlers=[handler])
-def scrape(timeout):
+def scrape(timeout, openmetrics):
     print("scraping", flush=True)
     time.sleep(timeout or 0)
-    return [GaugeMetricFamily("modus_up", "x" * 20_000_000, 1)]
+    return [b"#" + b"x" * 20_000_000]
 def reload():
     print("reloading", flush=True)
     raise ValueError("config.yaml: no")

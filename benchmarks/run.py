@@ -1,0 +1,383 @@
+"""`make bench`: the real exporter against static pages, beside what else could do the job, in one run.
+
+    python -m benchmarks.run [--quick]
+
+Every number is of the exporter as a user starts it: its own process, scraped over HTTP with the headers of
+Prometheus (OpenMetrics, gzip). CPU is the kernel's count for that process, peak memory its VmHWM. The
+comparisons ask the same upstream for the same pages. Writes benchmarks/RESULTS.md.
+"""
+
+import argparse
+import contextlib
+import datetime
+import gzip
+import http.client
+import ipaddress
+import json
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import certifi
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from benchmarks.frugal import frugal_table
+
+ROOT = Path(__file__).parents[1]
+PROMETHEUS = {
+    "Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+    "Accept-Encoding": "gzip",
+    "X-Prometheus-Scrape-Timeout-Seconds": "120",
+}
+#        agents, latency, in flight, scrapes, TLS, gzip
+SCENARIOS = [
+    (10, 0.05, 32, 20, True, True),
+    (100, 0.05, 32, 10, True, True),
+    (1_000, 0.0, 32, 5, False, False),
+    (1_000, 0.0, 32, 5, True, True),
+    (1_000, 0.05, 32, 5, False, False),
+    (1_000, 0.05, 32, 5, False, True),
+    (1_000, 0.05, 32, 5, True, False),
+    (1_000, 0.05, 32, 5, True, True),
+    (1_000, 0.2, 32, 3, True, True),
+    (5_000, 0.05, 128, 3, True, True),
+    (5_000, 0.2, 256, 3, True, True),
+    (10_000, 0.05, 32, 2, True, True),
+    (10_000, 0.05, 256, 3, True, True),
+    (10_000, 0.2, 256, 2, True, True),
+]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, to the nanosecond."""
+    return time.clock_gettime((~pid << 3) | 2)  # CPUCLOCK_SCHED, see clock_getcpuclockid(3)
+
+
+def peak_mib(pid: int) -> float:
+    """The most memory the process ever had in use, MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+
+
+def certificate(directory: Path) -> tuple[str, str, str]:
+    """Paths of a CA bundle (certifi's and one more), and of a certificate for 127.0.0.1 and its key."""
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = [directory / name for name in ("bundle.pem", "cert.pem", "key.pem")]
+    mine = built.public_bytes(serialization.Encoding.PEM)
+    paths[0].write_bytes(mine + Path(certifi.where()).read_bytes())
+    paths[1].write_bytes(mine)
+    paths[2].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return str(paths[0]), str(paths[1]), str(paths[2])
+
+
+class Api:
+    """The upstream of one scenario, in its own process."""
+
+    def __init__(self, latency: float, tls: tuple[str, str, str] | None, zipped: bool) -> None:
+        command = [sys.executable, "-m", "benchmarks.upstream", "--latency", str(latency)]
+        command += ["--gzip"] if zipped else []
+        command += ["--tls", *tls[1:]] if tls else []
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self.port = int(self._process.stdout.readline())
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self._cafile = tls[0] if tls else None
+
+    def served(self) -> tuple[int, int]:
+        """Requests and bytes so far."""
+
+        answer = requests.get(f"{self.url}/stats", timeout=60, verify=self._cafile or True)
+        asked, sent = answer.json()
+        return asked, sent
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+@contextlib.contextmanager
+def api(latency: float, tls: tuple[str, str, str] | None, zipped: bool) -> Iterator[Api]:
+    """An upstream for the block."""
+    upstream = Api(latency, tls, zipped)
+    try:
+        yield upstream
+    finally:
+        upstream.close()
+
+
+class Exporter:
+    """`python -m exporter` for these agents."""
+
+    def __init__(self, url: str, agents: int, concurrency: int, directory: Path, cafile: str | None) -> None:
+        config = directory / "config.yaml"
+        config.write_text(
+            f"modus: {{base_url: '{url}', token: bench, concurrency: {concurrency}}}\n"
+            f"agents: {list(range(1, agents + 1))}\nstate: {{path: '{directory}/state.db'}}\n"
+        )
+        self._log = (directory / "log").open("w+")
+        environment = os.environ | ({"REQUESTS_CA_BUNDLE": cafile} if cafile else {})
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "exporter", "--config.file", config, "--web.listen-address=127.0.0.1:0"],
+            stdout=self._log, stderr=self._log, cwd=ROOT, env=environment,
+        )  # fmt: skip
+        self.pid = self._process.pid
+        while not (found := re.search(r"msg=listening address=127.0.0.1:(\d+)", self.said())):
+            if self._process.poll() is not None:
+                raise RuntimeError(self.said())
+            time.sleep(0.02)
+        self._connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=180)
+
+    def said(self) -> str:
+        """Its log so far."""
+        return Path(self._log.name).read_text()
+
+    def scrape(self) -> bytes:
+        """One exposition, compressed."""
+        self._connection.request("GET", "/metrics", headers=PROMETHEUS)
+        answer = self._connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{answer.status}: {self.said()}")
+        return body
+
+    def close(self) -> None:
+        """End it."""
+        self._connection.close()
+        self._process.terminate()
+        self._process.wait(30)
+        self._log.close()
+
+
+@contextlib.contextmanager
+def exporter(url: str, agents: int, concurrency: int, cafile: str | None) -> Iterator[Exporter]:
+    """An exporter that has made its first scrape, which reads the lookback, and the one behind it."""
+    with tempfile.TemporaryDirectory() as directory:
+        running = Exporter(url, agents, concurrency, Path(directory), cafile)
+        try:
+            running.scrape()
+            shown = running.scrape()  # the page size has settled now
+            if b"\nmodus_up 1.0\n" not in gzip.decompress(shown):
+                raise RuntimeError(f"not every agent was read: {running.said()}")
+            yield running
+        finally:
+            running.close()
+
+
+def measured(pid: int, work: object, times: int) -> tuple[float, float]:
+    """Median wall and mean CPU seconds of `work()`."""
+    walls, begin = [], cpu_seconds(pid)
+    for _ in range(times):
+        start = time.perf_counter()
+        work()  # type: ignore[operator]
+        walls.append(time.perf_counter() - start)
+    return statistics.median(walls), (cpu_seconds(pid) - begin) / times
+
+
+def rival(kind: str, url: str, agents: int, concurrency: int, cafile: str | None) -> tuple[float, float]:
+    """Wall and CPU seconds of one pass of benchmarks/rivals.py over these agents, in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.rivals",
+        kind,
+        url,
+        str(agents),
+        str(concurrency),
+        cafile or "-",
+    ]
+    wall, cpu = json.loads(subprocess.check_output(command, cwd=ROOT, text=True))
+    return wall, cpu
+
+
+def scrape_rows(tls: tuple[str, str, str], quick: bool) -> tuple[list[str], dict[object, tuple[float, ...]]]:
+    """The table of scrapes and, by scenario, (wall / limit, CPU seconds, peak MiB, wall)."""
+    rows, kept = [], {}
+    for agents, latency, in_flight, times, secure, zipped in SCENARIOS:
+        if quick and agents > 1000:
+            continue
+        with (
+            api(latency, tls if secure else None, zipped) as upstream,
+            exporter(upstream.url, agents, in_flight, tls[0] if secure else None) as running,
+        ):
+            before = upstream.served()
+            wall, cpu = measured(running.pid, running.scrape, times)
+            after = upstream.served()
+            peak = peak_mib(running.pid)
+            floor, _ = rival("floor", upstream.url, agents, in_flight, tls[0] if secure else None)
+        limit = math.ceil(agents / in_flight) * latency
+        asked, sent = ((b - a) / times / agents for a, b in zip(before, after, strict=True))
+        ratio = f"{wall / limit:.2f}" if limit else "-"
+        wire = f"{'HTTPS' if secure else 'HTTP'}{', gzip' if zipped else ''}"
+        rows.append(
+            f"| {agents:,} | {latency * 1000:.0f} ms | {in_flight} | {wire} | {wall:.2f} s | {limit:.2f} s "
+            f"| {ratio} | {floor:.2f} s | {cpu:.3f} s | {cpu / agents * 1e3:.2f} ms "
+            f"| {asked:.2f} | {sent:,.0f} | {peak:.0f} MiB |"
+        )
+        kept[agents, latency, in_flight, secure, zipped] = (wall / (limit or wall), cpu, peak, wall)
+        sys.stdout.write(rows[-1] + "\n")
+        sys.stdout.flush()
+    return rows, kept
+
+
+def rival_rows(
+    tls: tuple[str, str, str],
+) -> tuple[list[str], list[tuple[float, float, float, float]]]:
+    """CPU per agent beside the others, in three rounds; ratios of the exporter to them, and the latency."""
+    rows, ratios = [], []
+    for secure in (False, True):
+        cafile = tls[0] if secure else None
+        for latency in (0.0, 0.05):
+            with (
+                api(latency, tls if secure else None, False) as upstream,
+                exporter(upstream.url, 1000, 32, cafile) as running,
+            ):
+                costs: dict[str, list[float]] = {}
+                for _ in range(3):
+                    costs.setdefault("exporter", []).append(
+                        measured(running.pid, running.scrape, 3)[1] / 1000
+                    )
+                    for kind, n in (("session", 300), ("threads", 1000), ("naive", 100), ("floor", 1000)):
+                        costs.setdefault(kind, []).append(rival(kind, upstream.url, n, 32, cafile)[1] / n)
+            cost = {kind: statistics.median(values) * 1e3 for kind, values in costs.items()}
+            ours = cost["exporter"]
+            ratios.append((ours / cost["session"], ours / cost["threads"], cost["naive"] / ours, latency))
+            rows.append(
+                f"| {'HTTPS' if secure else 'HTTP'} | {latency * 1000:.0f} ms | {ours:.2f} "
+                f"| {cost['session']:.2f} ({ratios[-1][0]:.2f}) "
+                f"| {cost['threads']:.2f} ({ratios[-1][1]:.2f}) "
+                f"| {cost['naive']:.2f} ({1 / ratios[-1][2]:.3f}) | {cost['floor']:.2f} |"
+            )
+            sys.stdout.write(rows[-1] + "\n")
+            sys.stdout.flush()
+    return rows, ratios
+
+
+def inside(agents: int, scrapes: int) -> dict[str, float]:
+    """Shares of a scrape and memory after 50 and 500 of them, from benchmarks/inside.py."""
+    command = [sys.executable, "-m", "benchmarks.inside", str(agents), str(scrapes)]
+    answer: dict[str, float] = json.loads(subprocess.check_output(command, cwd=ROOT, text=True))
+    sys.stdout.write(f"{answer}\n")
+    return answer
+
+
+def machine() -> str:
+    """What it ran on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} CPUs ({model[1] if model else platform.machine()}), {memory:.0f} GiB, "
+        f"Linux {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def goal(text: str, value: float, bound: float, form: str = "{:.2f}") -> str:
+    """A row of the table of goals."""
+    met = "met" if value <= bound else f"missed by {(value / bound - 1) * 100:.0f} %"
+    return f"| {text} | {form.format(bound)} | {form.format(value)} | {met} |"
+
+
+def main() -> None:
+    """Run everything and write RESULTS.md."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="up to 1,000 agents, and write no file")
+    quick = parser.parse_args().quick
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        tls = certificate(Path(directory))
+        rows, kept = scrape_rows(tls, quick)
+        rivals, ratios = rival_rows(tls)
+    shares, flat = inside(5000, 5), inside(1000, 60 if quick else 500)
+    if quick:
+        return
+    default = [(0.05, True), (0.2, True)]
+    goals = [
+        goal(
+            f"wall to latency limit, 1,000 agents, {latency * 1000:.0f} ms, default settings",
+            kept[1000, latency, 32, True, zipped][0],
+            bound,
+        )
+        for (latency, zipped), bound in zip(default, (1.15, 1.1), strict=True)
+    ]
+    goals += [
+        goal(
+            f"CPU to Session().get + json.loads in {how}, {wire}, {latency * 1000:.0f} ms",
+            each[index],
+            1.0,
+        )
+        for index, how in ((0, "a plain loop"), (1, "as many threads"))
+        for wire, each in zip(("HTTP", "HTTP", "HTTPS", "HTTPS"), ratios, strict=True)
+        for latency in (each[3],)
+    ]
+    goals += [
+        goal("CPU to the naive script, HTTP", 1 / ratios[0][2], 1 / 3, "{:.3f}"),
+        goal("CPU to the naive script, HTTPS", 1 / ratios[2][2], 1 / 30, "{:.3f}"),
+        goal("rendering and compression, share of the CPU", shares["render"], 0.2),
+        goal("ledger's commit, share of the CPU, 5,000 agents, all changed", shares["commit"], 0.05),
+        goal("peak memory, 1,000 agents, MiB", kept[1000, 0.05, 32, True, True][2], 100, "{:.0f}"),
+        goal("peak memory, 10,000 agents, MiB", kept[10_000, 0.05, 256, True, True][2], 400, "{:.0f}"),
+        goal(
+            "10,000 agents at 50 ms, 256 in flight, s", kept[10_000, 0.05, 256, True, True][3], 15, "{:.1f}"
+        ),
+        goal(
+            "10,000 agents at 50 ms, default settings, s", kept[10_000, 0.05, 32, True, True][3], 60, "{:.1f}"
+        ),
+        goal("memory after 500 scrapes of 1,000 agents to that after 50", flat["growth"], 1.02),
+    ]
+    minutes = (time.monotonic() - began) / 60
+    (ROOT / "benchmarks" / "RESULTS.md").write_text(
+        TEXT.format(
+            machine=machine(),
+            date=datetime.date.today().isoformat(),
+            minutes=f"{minutes:.1f}",
+            goals="\n".join(goals),
+            rows="\n".join(rows),
+            rivals="\n".join(rivals),
+            frugal=frugal_table(),
+            fetch=f"{(1 - shares['render'] - shares['commit'] - shares['count']) * 100:.0f} %",
+            count=f"{shares['count'] * 100:.0f} %",
+            render=f"{shares['render'] * 100:.0f} %",
+            commit=f"{shares['commit'] * 100:.1f} %",
+            steady=f"{shares['steady'] * 100:.1f} %",
+            early=f"{flat['early']:.1f}",
+            late=f"{flat['late']:.1f}",
+        )
+    )
+    sys.stdout.write("\n".join(goals) + f"\n{minutes:.1f} minutes\n")
+
+
+TEXT = (Path(__file__).parent / "results.template").read_text()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The exposition as prometheus_client writes it: what `exporter.metrics.expose` must equal byte for byte."""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics import exposition
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as SampleExemplar
+from prometheus_client.utils import floatToGoString
+
+from exporter.metrics import TABLE, Distribution, Point, Row, Snapshot, expose
+from exporter.model import Exemplar, printable
+
+END = b"# EOF\n"  # after the metrics of the process, which come last
+
+
+class Given(Collector):
+    """A registry of these families."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self.families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families
+
+
+def rendered(families: Iterable[Metric], openmetrics: bool) -> bytes:
+    return (exposition.generate_latest if openmetrics else generate_latest)(Given(families))
+
+
+def exposed(snapshot: Snapshot, openmetrics: bool) -> bytes:
+    """What the exporter writes of a snapshot, with the end mark."""
+    return b"".join(expose(snapshot, openmetrics)) + (END if openmetrics else b"")
+
+
+def expected(snapshot: Snapshot, openmetrics: bool) -> bytes:
+    """What the library writes of it; the text format without `_created`, which it has no place for."""
+    families = []
+    for row in TABLE:
+        metric = Metric(row.name.removesuffix("_total"), row.help, row.kind)
+        for agent in snapshot.agents if row.per_agent else ():
+            for point in row.per_agent(agent):
+                add(metric, row, (str(agent.id), agent.name, *point.labels), point, snapshot.bounds)
+        for point in row.overall(snapshot) if row.overall else ():
+            add(metric, row, point.labels, point, snapshot.request_bounds)
+        if not openmetrics:
+            metric.samples = [s for s in metric.samples if s.name != f"{metric.name}_created"]
+        if metric.samples:
+            families.append(metric)
+    return rendered(families, openmetrics)
+
+
+def add(metric: Metric, row: Row, values: Sequence[str], point: Point, bounds: Sequence[float]) -> None:
+    labels = dict(zip(row.all_labels, map(printable, values), strict=True))
+    created = point.created
+    if isinstance(point.value, Distribution):
+        distribution, created = point.value, point.value.created
+        cumulative = list(accumulate(distribution.buckets))
+        exemplars = distribution.exemplars or [None] * len(cumulative)
+        for bound, count, newest in zip((*bounds, float("inf")), cumulative, exemplars, strict=True):
+            le = {**labels, "le": floatToGoString(bound)}
+            metric.add_sample(f"{metric.name}_bucket", le, float(count), exemplar=exemplar(newest))
+        metric.add_sample(f"{metric.name}_count", labels, float(cumulative[-1]))
+        metric.add_sample(f"{metric.name}_sum", labels, distribution.sum)
+    else:
+        metric.add_sample(row.name, labels, float(point.value))
+    if created is not None:
+        metric.add_sample(f"{metric.name}_created", labels, created)
+
+
+def exemplar(newest: Exemplar | None) -> SampleExemplar | None:
+    if newest is None or len("run_id" + newest.run_id) > 128:
+        return None
+    return SampleExemplar({"run_id": printable(newest.run_id)}, newest.duration, newest.end)

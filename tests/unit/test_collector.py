@@ -1,0 +1,606 @@
+"""One scrape of all agents: what each fault costs, within which time, and what stays."""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.client import REQUEST_BUCKETS, ModusClient
+from exporter.collector import LONGEST_NAME, MAX_LINES, RunsCollector, Settings
+from exporter.demo import Answer, SimulatedModus
+from exporter.discovery import Discovery
+from exporter.ledger import Ledger
+from exporter.metrics import AgentSnapshot, Snapshot
+from exporter.model import AgentsPage, ApiError, RunsPage
+from tests.e2e.harness import wait_for
+from tests.simulation import BOUNDS, START, Clock, DirectApi, finished, settings
+
+ILL, WELL = 1, 2
+HOUR = 3600.0
+HANG = 20.0  # seconds: only a protection that is gone takes this long
+
+
+class NoDate(SimulatedModus):
+    """An API, or a proxy before it, that does not tell the time."""
+
+    def _json(self, status: int, body: object, **headers: str) -> Answer:
+        answer = super()._json(status, body, **headers)
+        del answer.headers["Date"]
+        return answer
+
+
+class Exporter:
+    """Collector, ledger and client over real HTTP, with a clock of their own."""
+
+    def __init__(self, modus: SimulatedModus, path: str | None, chosen: Settings, **client: Any) -> None:
+        self.modus = modus
+        self.clock: Callable[[], float] = client.pop("clock", modus.clock)
+        monotonic = client.get("monotonic", time.monotonic)
+        options = {"resource": "agents", "sleep": lambda _: None} | client
+        self.client = ModusClient(modus.url, lambda: "demo", clock=self.clock, **options)
+        self.ledger = Ledger(path, BOUNDS, lookback=chosen.limits.lookback, clock=self.clock)
+        self.collector = RunsCollector(
+            self.client,
+            self.ledger,
+            dataclasses.replace(chosen, request_bounds=REQUEST_BUCKETS),
+            reload_state=lambda: (True, 0.0),
+            clock=self.clock,
+            monotonic=monotonic,
+        )
+
+    def scrape(self, timeout: float | None = HANG) -> dict[int, AgentSnapshot]:
+        return {agent.id: agent for agent in self.collector.scrape(timeout).agents}
+
+    def close(self) -> None:
+        self.collector.close()
+        self.ledger.close()
+        self.client.close()
+
+
+@contextmanager
+def serving(modus: SimulatedModus) -> Iterator[SimulatedModus]:
+    modus.start()
+    try:
+        yield modus
+    finally:
+        modus.close()
+
+
+@pytest.fixture
+def modus() -> Iterator[SimulatedModus]:
+    """Two agents with three completed runs and an open one each."""
+    with serving(SimulatedModus(fleet={})) as modus:
+        for agent_id in (ILL, WELL):
+            modus.add_agent(agent_id, f"Agent {agent_id}")
+            modus.start_run(agent_id, at=modus.clock() - 50)
+            for ago in (400, 300, 200):
+                modus.start_run(agent_id, at=modus.clock() - ago, lasts=5.0)
+        yield modus
+
+
+def parallel(chosen: Settings, **changes: Any) -> Settings:
+    return dataclasses.replace(chosen, **({"concurrency": 4} | changes))
+
+
+def in_background(work: Callable[[], Any]) -> "Future[Any]":
+    """Run `work` in a thread that does not outlive a failing test."""
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
+
+
+# --- one agent that cannot be read ---
+
+
+def hung(release: threading.Event) -> Answer:
+    release.wait(HANG)
+    return Answer(0, {}, b"")
+
+
+FAULTS: dict[str, tuple[str, Callable[[SimulatedModus, threading.Event], Answer]]] = {
+    "401": ("unauthorized", lambda modus, _: modus.error(401)),
+    "403": ("forbidden", lambda modus, _: modus.error(403, info={"missing": ["agents:invoke"]})),
+    "404": ("not_found", lambda modus, _: modus.error(404)),
+    "500": ("server_error", lambda modus, _: modus.error(500)),
+    "503 of a proxy": ("server_error", lambda modus, _: Answer(503, {}, b"<html>")),
+    "hang up": ("connection", lambda modus, _: Answer(0, {}, b"")),
+    "html": ("bad_response", lambda modus, _: Answer(200, {}, b"<html>")),
+    "wrong types": ("bad_response", lambda modus, _: Answer(200, {}, b'{"runs": 5, "counts": []}')),
+    "6,000 digits": (
+        "bad_response",
+        lambda modus, _: Answer(200, {}, b'{"runs": [], "counts": {"running": ' + b"9" * 6000 + b"}}"),
+    ),
+    "nested brackets": ("bad_response", lambda modus, _: Answer(200, {}, b"[" * 100_000)),
+    "truncated": (
+        "bad_response",
+        lambda modus, _: Answer(200, {"Content-Length": "999", "Connection": "close"}, b'{"runs": ['),
+    ),
+    "redirect": (
+        "bad_response",
+        lambda modus, _: Answer(302, {"Location": "http://else.invalid/"}, b""),
+    ),
+    "no answer": ("timeout", lambda modus, release: hung(release)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_agent_that_cannot_be_read_says_why_and_keeps_its_totals_while_the_other_goes_on(
+    modus: SimulatedModus, tmp_path: Path, name: str
+) -> None:
+    reason, answer = FAULTS[name]
+    release = threading.Event()
+    exporter = Exporter(modus, str(tmp_path / "state.db"), parallel(settings(ILL, WELL)), timeout=1.0)
+    before = exporter.scrape()
+    assert all(agent.up for agent in before.values())
+    modus.fault = lambda request: answer(modus, release) if request.agent_id == ILL else None
+    for agent_id in (ILL, WELL):
+        modus.start_run(agent_id, lasts=0.0)
+    shown = exporter.scrape()
+    ill, well = shown[ILL], shown[WELL]
+    assert (ill.up, ill.errors) == (False, {reason: 1})
+    assert (ill.counts, ill.open_starts, ill.type) == (None, None, None)  # what is live is not known
+    assert finished(ill) == finished(before[ILL]) == {"completed": 3, "error": 0, "cancelled": 0}
+    assert (ill.name, ill.last_read) == ("Agent 1", before[ILL].last_read)
+    assert (well.up, well.errors, finished(well)["completed"]) == (True, {}, 4)
+    assert well.counts is not None
+    assert well.open_starts is not None
+    assert not exporter.collector.scrape(HANG).complete
+    modus.fault = None
+    release.set()
+    again = exporter.scrape()[ILL]
+    assert (again.up, again.errors, finished(again)["completed"]) == (True, {reason: 2}, 4)
+    exporter.close()
+
+
+def test_an_api_that_is_not_there_leaves_only_what_was_counted(modus: SimulatedModus, tmp_path: Path) -> None:
+    exporter = Exporter(modus, str(tmp_path / "state.db"), settings(ILL, WELL))
+    exporter.scrape()
+    modus.close()
+    for agent in exporter.scrape().values():
+        assert (agent.up, agent.errors, finished(agent)["completed"]) == (False, {"connection": 1}, 3)
+    exporter.close()
+
+
+def test_the_log_has_one_line_per_change_and_not_one_per_scrape(
+    modus: SimulatedModus, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = Exporter(modus, None, settings(ILL, WELL))
+    caplog.set_level(logging.INFO, "exporter.collector")
+    for fault in (None, lambda _: modus.error(500), None):
+        modus.fault = fault
+        for _ in range(3):
+            exporter.scrape()
+    lines = [(record.levelname, record.message, record.fields["agent_id"]) for record in caplog.records]
+    assert sorted(lines) == [
+        ("INFO", "agent can be read again", ILL),
+        ("INFO", "agent can be read again", WELL),
+        ("WARNING", "agent cannot be read", ILL),
+        ("WARNING", "agent cannot be read", WELL),
+    ]
+    exporter.close()
+
+
+def test_many_agents_that_fail_at_once_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    modus = SimulatedModus(fleet={}, clock=Clock())
+    collector, _ = direct(modus, settings(*range(200)))
+    caplog.set_level(logging.INFO, "exporter.collector")
+    collector.scrape(None)
+    assert len(caplog.records) == MAX_LINES + 1
+    assert caplog.records[-1].fields == {"more": 200 - MAX_LINES, "unreadable": 200}  # type: ignore[attr-defined]
+
+
+def test_a_name_without_end_is_cut_and_a_thousand_names_are_one_at_a_time(tmp_path: Path) -> None:
+    modus = SimulatedModus(fleet={}, clock=(clock := Clock()))
+    modus.add_agent(ILL, "x" * 100_000)
+    collector, _ = direct(modus, settings(ILL), str(tmp_path / "state.db"))
+    for number in range(50):
+        modus.start_run(ILL, lasts=1.0)
+        clock.advance(10)
+        (agent,) = collector.scrape(None).agents
+        assert len(agent.name) <= LONGEST_NAME
+        modus.rename(ILL, f"Name {number}")
+    assert agent.name == "Name 48"
+    assert finished(agent)["completed"] == 50
+
+
+# --- the time of a scrape ---
+
+
+class NotedApi(DirectApi):
+    """Notes who was asked and until when; every request takes a second of a clock moved by hand."""
+
+    def __init__(self, modus: SimulatedModus, monotonic: Clock) -> None:
+        super().__init__(modus)
+        self.asked: list[int] = []
+        self.deadlines: set[float] = set()
+        self.before = lambda: monotonic.advance(1.0)
+
+    def runs(self, agent_id: int, *, deadline: float, **query: Any) -> RunsPage:
+        self.asked.append(agent_id)
+        self.deadlines.add(deadline)
+        return super().runs(agent_id, deadline=deadline, **query)
+
+
+def direct(
+    modus: SimulatedModus, chosen: Settings, path: str | None = None, **more: Any
+) -> tuple[RunsCollector, Ledger]:
+    ledger = more.pop("ledger", None) or Ledger(path, BOUNDS, lookback=86400, clock=modus.clock)
+    api = more.pop("api", None) or DirectApi(modus)
+    state = {"reload_state": lambda: (True, 0.0), "clock": modus.clock} | more
+    return RunsCollector(api, ledger, chosen, **state), ledger
+
+
+@pytest.mark.parametrize(
+    ("timeout", "deadline"), [(8.0, 7.5), (None, 59.5), (0.6, 0.3)], ids=["header", "default", "short"]
+)
+def test_the_deadline_is_the_scrapers_timeout_less_the_offset_for_all_requests(
+    timeout: float | None, deadline: float
+) -> None:
+    modus, monotonic = SimulatedModus(fleet={}, clock=Clock()), Clock(1000.0)
+    for agent_id in (ILL, WELL):
+        modus.add_agent(agent_id, "Any agent")
+    api = NotedApi(modus, monotonic)
+    api.before = lambda: None
+    collector, _ = direct(modus, settings(ILL, WELL), api=api, monotonic=monotonic)
+    collector.scrape(timeout)
+    assert api.deadlines == {1000.0 + deadline}
+    assert set(api.asked) == {ILL, WELL}
+
+
+def test_agents_for_which_the_time_did_not_suffice_are_marked_and_come_first_the_next_time() -> None:
+    modus, monotonic = SimulatedModus(fleet={}, clock=Clock()), Clock(1000.0)
+    for agent_id in range(1, 7):
+        modus.add_agent(agent_id, "Any agent")
+    api = NotedApi(modus, monotonic)
+    collector, _ = direct(modus, settings(*range(1, 7)), api=api, monotonic=monotonic)
+    read: list[list[int]] = []
+    for _ in range(3):
+        snapshot = collector.scrape(6.5)  # seconds, of which an agent's first reading takes three
+        read.append([agent.id for agent in snapshot.agents if agent.up])
+        left = [agent for agent in snapshot.agents if not agent.up]
+        assert {reason for agent in left for reason in agent.errors} <= {"deadline"}
+        assert not snapshot.complete
+        assert [agent.id for agent in snapshot.agents] == [1, 2, 3, 4, 5, 6]
+    assert read == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_an_api_that_does_not_answer_holds_a_scrape_no_longer_than_its_deadline(
+    modus: SimulatedModus,
+) -> None:
+    release = threading.Event()
+    modus.fault = lambda request: hung(release) if request.agent_id == ILL else None
+    exporter = Exporter(modus, None, parallel(settings(ILL, WELL)), timeout=HANG)
+    began = time.monotonic()
+    shown = exporter.scrape(1.5)
+    assert time.monotonic() - began < 1.5  # when the scraper gives up
+    assert (shown[ILL].errors, shown[WELL].up) == ({"deadline": 1}, True)
+    release.set()
+    exporter.close()
+
+
+class Gates(DirectApi):
+    """Requests of an agent with a gate wait for it, whatever their deadline: as a lookup in the DNS does."""
+
+    def __init__(self, modus: SimulatedModus) -> None:
+        super().__init__(modus)
+        self.gates: dict[int, threading.Event] = {}
+        self.waiting: list[int] = []
+        self.list_gate: threading.Event | None = None
+
+    def runs(self, agent_id: int, **query: Any) -> RunsPage:
+        if gate := self.gates.get(agent_id):
+            self.waiting.append(agent_id)
+            gate.wait(HANG)
+        return super().runs(agent_id, **query)
+
+    def agents(self, **query: Any) -> AgentsPage:
+        if self.list_gate:
+            self.waiting.append(0)
+            self.list_gate.wait(HANG)
+        return super().agents(**query)
+
+
+@pytest.fixture
+def gates() -> Iterator[Gates]:
+    modus = SimulatedModus(fleet={}, clock=Clock())
+    for agent_id in (ILL, WELL):
+        modus.add_agent(agent_id, f"Agent {agent_id}")
+        modus.start_run(agent_id, at=START - 60, lasts=5.0)
+    gates = Gates(modus)
+    yield gates
+    for gate in [*gates.gates.values(), gates.list_gate]:
+        if gate:
+            gate.set()
+
+
+def test_a_request_left_behind_by_one_scrape_does_not_cut_the_next_one_short(gates: Gates) -> None:
+    collector, _ = direct(gates.modus, parallel(settings(ILL, WELL), timeout_offset=0.0), api=gates)
+    left_behind = gates.gates[ILL] = threading.Event()
+    assert [agent.up for agent in collector.scrape(0.2).agents] == [False, True]
+    del gates.gates[ILL]
+    slow = gates.gates[WELL] = threading.Event()
+    scrape = in_background(lambda: collector.scrape(HANG))
+    wait_for("the second scrape asks", lambda: gates.waiting == [ILL, WELL])
+    left_behind.set()
+    with pytest.raises(TimeoutError):
+        scrape.result(0.5)
+    slow.set()
+    assert [agent.up for agent in scrape.result(HANG).agents] == [True, True]
+
+
+def listing(chosen: Settings) -> Settings:
+    return dataclasses.replace(chosen, targets=[], discovery=Discovery(["*"], [], 300.0), concurrency=4)
+
+
+def test_a_list_of_agents_that_does_not_come_holds_nobody_up(gates: Gates) -> None:
+    gates.list_gate = threading.Event()
+    collector, _ = direct(gates.modus, listing(settings()), api=gates)
+    began = time.monotonic()
+    snapshot = collector.scrape(0.5)
+    assert time.monotonic() - began < HANG / 2
+    assert (snapshot.agents, snapshot.complete) == ([], False)
+    gates.list_gate.set()
+    wait_for("the agents are listed", lambda: len(collector.scrape(HANG).agents) == 2)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_closing_cuts_a_scrape_short_and_what_was_read_is_counted(gates: Gates, listed: bool) -> None:
+    gate = threading.Event()
+    if listed:
+        gates.gates[ILL] = gate
+    else:
+        gates.list_gate = gate
+    chosen = parallel(settings(ILL, WELL)) if listed else listing(settings())
+    ledger = Ledger(None, BOUNDS, lookback=86400, clock=lambda: START - HOUR)  # counts what ended since
+    collector, _ = direct(gates.modus, chosen, api=gates, ledger=ledger)
+    scrape = in_background(lambda: collector.scrape(HANG))
+    wait_for("the scrape asks", lambda: gates.waiting)
+    if listed:
+        wait_for("the other agent is read", lambda: len(gates.modus.requests) == 3)
+        time.sleep(0.1)  # from its answer to the end of its reading
+    began = time.monotonic()
+    collector.close()
+    assert time.monotonic() - began < HANG / 2
+    shown = {agent.id: agent for agent in scrape.result(HANG).agents}
+    if listed:
+        assert finished(shown[WELL])["completed"] == 1
+        assert not shown[ILL].up
+
+
+# --- 429 ---
+
+
+def test_a_429_silences_all_requests_across_scrapes_until_its_time_has_passed(modus: SimulatedModus) -> None:
+    monotonic = Clock(1000.0)
+    exporter = Exporter(modus, None, settings(ILL, WELL), monotonic=monotonic)
+    modus.fault = lambda request: modus.error(429, **{"Retry-After": "40"})
+    shown = exporter.scrape()
+    assert [agent.errors for agent in shown.values()] == [{"rate_limited": 1}] * 2
+    assert len(modus.requests) == 1
+    modus.fault = None
+    for passed in (10.0, 10.0, 19.0):
+        monotonic.advance(passed)
+        assert not any(agent.up for agent in exporter.scrape().values())
+    assert len(modus.requests) == 1
+    monotonic.advance(1.5)
+    assert all(agent.up for agent in exporter.scrape().values())
+    exporter.close()
+
+
+# --- scrapes at once ---
+
+
+def test_concurrent_scrapes_share_one_pass(gates: Gates) -> None:
+    gate = gates.gates[ILL] = threading.Event()
+    collector, _ = direct(gates.modus, parallel(settings(ILL)), api=gates)
+    with ThreadPoolExecutor(5) as pool:
+        scrapes = [pool.submit(collector.scrape, HANG)]
+        wait_for("the first one asks", lambda: gates.waiting)
+        scrapes += [pool.submit(collector.scrape, HANG) for _ in range(4)]
+        waiters = collector._pass._condition._waiters  # type: ignore[union-attr,attr-defined]
+        wait_for("the others wait for it", lambda: len(waiters) == 4)
+        gate.set()
+        snapshots = [scrape.result(HANG) for scrape in scrapes]
+    assert all(snapshot is snapshots[0] for snapshot in snapshots)
+    assert gates.waiting == [ILL] * 3  # one page and two lists of open runs, once
+    assert collector.scrape(HANG) is not snapshots[0]
+
+
+def test_who_joins_a_pass_waits_no_longer_than_its_own_timeout(gates: Gates) -> None:
+    gate = gates.gates[ILL] = threading.Event()
+    collector, _ = direct(gates.modus, parallel(settings(ILL)), api=gates)
+    first = in_background(lambda: collector.scrape(HANG))
+    wait_for("the first one asks", lambda: gates.waiting)
+    with pytest.raises(TimeoutError):
+        collector.scrape(0.1)
+    gate.set()
+    assert first.result(HANG).complete
+
+
+def test_a_second_scraper_within_the_minimum_interval_gets_the_last_pass() -> None:
+    modus, monotonic = SimulatedModus(fleet={}, clock=Clock()), Clock(1000.0)
+    modus.add_agent(ILL, "Any agent")
+    chosen = dataclasses.replace(settings(ILL), min_interval=10.0)
+    collector, _ = direct(modus, chosen, monotonic=monotonic)
+    first = collector.scrape(None)
+    asked = len(modus.requests)
+    monotonic.advance(9.9)
+    assert collector.scrape(None) is first
+    assert len(modus.requests) == asked
+    monotonic.advance(0.1)
+    assert collector.scrape(None) is not first
+    assert len(modus.requests) > asked
+
+
+class FailsOnce(Ledger):
+    failures = 1
+
+    def commit(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("a mistake of ours")
+        super().commit()
+
+
+def test_a_pass_that_failed_is_not_served_again() -> None:
+    modus = SimulatedModus(fleet={}, clock=Clock())
+    modus.add_agent(ILL, "Any agent")
+    chosen = dataclasses.replace(settings(ILL), min_interval=60.0)
+    ledger = FailsOnce(None, BOUNDS, lookback=86400, clock=modus.clock)
+    collector, _ = direct(modus, chosen, ledger=ledger)
+    with pytest.raises(RuntimeError):
+        collector.scrape(None)
+    assert collector.scrape(None).complete
+
+
+# --- reload ---
+
+
+def test_a_reload_waits_for_the_pass_and_takes_all_of_its_counts_along(modus: SimulatedModus) -> None:
+    exporter = Exporter(modus, None, settings(ILL))
+    entered, release = threading.Event(), threading.Event()
+    modus.fault = lambda request: entered.set() or (release.wait(HANG) and None)  # type: ignore[func-returns-value]
+    scrape = in_background(lambda: exporter.collector.scrape(HANG))
+    assert entered.wait(HANG)
+    connected: list[ModusClient] = []
+
+    def connect() -> ModusClient:
+        client = ModusClient(modus.url, lambda: "demo", resource="agents", stats=exporter.client.stats())
+        connected.append(client)
+        return client
+
+    reload = in_background(lambda: exporter.collector.reload(connect, settings(ILL, WELL)))
+    with pytest.raises(TimeoutError):
+        reload.result(0.2)
+    release.set()
+    before: Snapshot = scrape.result(HANG)
+    reload.result(HANG)
+    assert before.requests == {("list_runs", "200"): 3}
+    after = exporter.collector.scrape(HANG)
+    assert after.requests["list_runs", "200"] == 3 + 1 + 3
+    connected[0].close()
+    exporter.close()
+
+
+def test_a_reload_loses_no_counter(modus: SimulatedModus, tmp_path: Path) -> None:
+    exporter = Exporter(modus, str(tmp_path / "state.db"), settings(ILL, WELL))
+    modus.fault = lambda request: modus.error(403) if request.agent_id == ILL else None
+    before = exporter.scrape()
+    exporter.collector.reload(lambda: exporter.client, settings(ILL, WELL, page_size=10))
+    modus.fault = None
+    after = exporter.scrape()
+    assert after[ILL].errors == before[ILL].errors == {"forbidden": 1}
+    assert finished(after[WELL]) == finished(before[WELL])
+    assert finished(after[ILL])["completed"] == 3
+    exporter.close()
+
+
+def test_a_client_that_cannot_be_made_changes_nothing(modus: SimulatedModus) -> None:
+    exporter = Exporter(modus, None, settings(ILL))
+    exporter.scrape()
+
+    def connect() -> ModusClient:
+        return ModusClient("http://[", lambda: "demo")
+
+    with pytest.raises(ApiError):
+        exporter.collector.reload(connect, settings(WELL))
+    assert exporter.scrape()[ILL].up
+    exporter.close()
+
+
+# --- clocks ---
+
+
+def ages(agent: AgentSnapshot, now: float) -> dict[str, float]:
+    """Seconds since everything that the agent shows as an instant."""
+    assert agent.totals is not None
+    assert agent.open_starts is not None
+    instants: dict[str, float | None] = {"last start": agent.last_start, "last read": agent.last_read}
+    instants |= {f"open {status}": start for status, start in agent.open_starts.items()}
+    instants |= {f"end {status}": end for status, end in agent.totals.last_end.items()}
+    return {name: now - instant for name, instant in instants.items() if instant is not None}
+
+
+@pytest.mark.parametrize("dated", [True, False], ids=["date", "no-date"])
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["api-ahead", "api-behind"])
+def test_clocks_that_differ_by_an_hour_lose_no_run_and_make_no_age_negative(
+    tmp_path: Path, ahead: float, dated: bool
+) -> None:
+    ours, path, chosen = Clock(), str(tmp_path / "state.db"), settings(ILL)
+    world = (SimulatedModus if dated else NoDate)(fleet={}, clock=lambda: ours() + ahead)
+    with serving(world) as modus:
+        modus.add_agent(ILL, "Any agent")
+        for ago in range(3600, 60, -60):
+            modus.start_run(ILL, at=modus.clock() - ago, lasts=5.0)
+        stuck = modus.start_run(ILL, at=modus.clock() - 1800)
+        exporter = Exporter(modus, path, chosen, clock=ours)
+        for minute in range(1, 91):
+            modus.start_run(ILL, lasts=20.0, visible_from=modus.clock() + 30, outcome="error")
+            ours.advance(60)
+            if minute == 45:
+                exporter.close()
+                exporter = Exporter(modus, path, chosen, clock=ours)
+            agent = exporter.scrape()[ILL]
+            assert min(ages(agent, ours()).values()) >= 0
+            if dated:
+                truth = modus.clock() - stuck.start
+                assert abs(ages(agent, ours())["open running"] - truth) <= 2
+                assert abs(ages(agent, ours())["end error"] - 40) <= 2
+        assert finished(agent) == {"completed": 59, "error": 90, "cancelled": 0}
+        exporter.close()
+
+
+@pytest.mark.parametrize("dated", [True, False], ids=["date", "no-date"])
+@pytest.mark.parametrize("jump", [-HOUR, HOUR], ids=["back", "forward"])
+def test_a_clock_that_is_set_while_we_run_loses_no_run_and_makes_no_age_negative(
+    tmp_path: Path, jump: float, dated: bool
+) -> None:
+    ours, theirs = Clock(), Clock()
+    with serving((SimulatedModus if dated else NoDate)(fleet={}, clock=theirs)) as modus:
+        modus.add_agent(ILL, "Any agent")
+        modus.start_run(ILL)
+        exporter = Exporter(modus, str(tmp_path / "state.db"), settings(ILL), clock=ours)
+        for minute in range(90):
+            if minute == 30:
+                ours.advance(jump)
+            modus.start_run(ILL, lasts=20.0)
+            ours.advance(60)
+            theirs.advance(60)
+            modus.fault = (lambda _: modus.error(403)) if minute == 30 else None
+            agent = exporter.scrape()[ILL]
+            if minute == 30:
+                assert agent.last_read is not None
+                assert agent.last_read <= ours()
+            else:
+                assert min(ages(agent, ours()).values()) >= 0
+        assert finished(agent)["completed"] == 90
+        exporter.close()
+
+
+def test_of_two_ends_the_later_one_stays_the_later_one_by_any_clock(tmp_path: Path) -> None:
+    """Whether the newest run failed is asked by comparing them: both cut to now would be a tie."""
+    ours = Clock()
+    with serving(SimulatedModus(fleet={}, clock=lambda: ours() + HOUR)) as modus:
+        modus.add_agent(ILL, "Any agent")
+        modus.start_run(ILL, at=modus.clock() - 600, lasts=5.0)
+        modus.start_run(ILL, at=modus.clock() - 300, lasts=5.0, outcome="error")
+        exporter = Exporter(modus, str(tmp_path / "state.db"), settings(ILL), clock=ours)
+        totals = exporter.scrape()[ILL].totals
+        assert totals is not None
+        assert totals.last_end["error"] - totals.last_end["completed"] == 300
+        assert totals.last_end["error"] <= ours()
+        exporter.close()
