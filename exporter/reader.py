@@ -94,6 +94,7 @@ class AgentReader:
         self._monotonic = monotonic
         self._size = limits.page_size
         self._explained: tuple[int, ...] | None = (0,) * len(OPEN_STATUSES)  # None: not settled
+        self._explained_since = 0.0  # by the API's clock
         self._checked = monotonic()
 
     def read(self, known: Known, deadline: float) -> Reading:
@@ -147,11 +148,13 @@ class AgentReader:
         hidden = any(id_ not in shown for id_ in opens) or any(difference)
         if _searching(reading.cursor):
             return
-        settled = difference == self._explained or (self._explained is None and not any(difference))
+        settled = not any(difference) if self._explained is None else difference == self._explained
+        if any(difference) and reading.now - self._explained_since < history.MARGIN:
+            settled = False  # the lists may lag behind the counts
         if known.opens_listed and settled and not (overdue and hidden):
             self._explained = difference
             return
-        self._explained = None
+        before, self._explained = self._explained, None
         listed = history.list_open(
             lambda status, token: self._api.runs(
                 self._agent_id,
@@ -170,6 +173,8 @@ class AgentReader:
         self._checked = self._monotonic()
         if not _searching(reading.cursor):
             self._explained = _difference(hints, _still_open(reading, known), reading.now)
+            if self._explained != before:
+                self._explained_since = reading.now
 
     def _settle(self, reading: Reading, missing: Mapping[str, OpenRun], deadline: float) -> None:
         """Find out what became of open runs that are in no open list."""

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from exporter.demo import ABSENT, Answer, Request, SimulatedModus
+from exporter.reader import AgentReader, Known, SingleRunRoute
 from tests.simulation import Clock, Exporter, finished, settings
 
 AGENT = 7
@@ -196,3 +197,134 @@ def test_a_run_without_times_is_counted_once() -> None:
     world.modus.change(run, override={"startedAt": ABSENT, "endedAt": ABSENT, "durationMs": None})
     assert +world.scrape() == Counter(completed=1)
     assert +world.scrape() == Counter(completed=1)
+
+
+def test_counts_of_a_timeframe_cost_one_small_request_and_no_run_when_it_fails() -> None:
+    world = World()
+    world.scrape()
+    world.exporter.collector.reload(lambda: world.exporter.api, settings(AGENT, timeframe="last_hour"))  # type: ignore[arg-type]
+    world.history(2, apart=3600)
+    world.history(1, apart=60)
+    world.scrape()
+    sent = [(request.query["pageSize"], request.query.get("timeframe")) for request in world.modus.requests]
+    assert sent == [("100", None), ("1", "last_hour")]
+    assert world.agent.counts is not None
+    assert world.agent.counts["completed"] == 1
+    world.history(1, apart=60)
+    world.modus.fault = lambda request: world.modus.error(500) if "timeframe" in request.query else None
+    assert world.scrape()["completed"] == 4
+    assert not world.agent.up
+
+
+def test_of_many_runs_that_ended_at_once_a_walk_is_made_and_none_is_asked_for_by_itself() -> None:
+    world = World()
+    deep = [world.modus.start_run(AGENT) for _ in range(20)]
+    world.history(150, apart=300)
+    world.scrape()
+    for run in deep:
+        world.modus.end_run(run, "error")
+    assert world.scrape()["error"] == 20
+    assert "get_run" not in world.asked
+    assert len(world.asked) <= 5
+
+
+def test_a_deep_search_longer_than_a_scrape_allows_is_a_backlog_and_goes_on_at_the_next() -> None:
+    world = World(single_run=False)
+    deep = world.modus.start_run(AGENT)
+    world.history(500, apart=100)
+    world.exporter.collector.reload(lambda: world.exporter.api, settings(AGENT, page_size=50, max_pages=3))  # type: ignore[arg-type]
+    for _ in range(10):
+        world.scrape()
+    assert not world.agent.backlog
+    world.modus.end_run(deep, "error")
+    assert world.scrape()["error"] == 0
+    assert world.agent.backlog
+    for _ in range(4):  # ten pages: three at once, then two beside the newest one
+        world.clock.advance(60)
+        counted = world.scrape()
+    assert counted["error"] == 1
+    assert not world.agent.backlog
+    world.scrape()
+    assert world.asked == ["list_runs"]
+
+
+def test_when_the_route_of_one_run_knows_no_such_run_a_walk_settles_it_and_the_route_stays_in_use() -> None:
+    world = World()
+    first, second, third = (world.modus.start_run(AGENT) for _ in range(3))
+    world.history(250, apart=300)
+    world.scrape()
+    world.modus.end_run(first, "error")
+    assert world.scrape()["error"] == 1
+    world.modus.fault = lambda request: world.modus.error(404) if request.operation == "get_run" else None
+    world.modus.end_run(second, "error")
+    assert world.scrape()["error"] == 2
+    world.modus.fault = None
+    world.modus.end_run(third, "error")
+    assert world.scrape()["error"] == 3
+    assert "get_run" in world.asked
+
+
+def test_when_the_route_of_one_run_fails_the_agent_is_unread_and_the_run_is_counted_later() -> None:
+    world = World()
+    deep = world.modus.start_run(AGENT)
+    world.history(250, apart=300)
+    world.scrape()
+    world.modus.end_run(deep, "error")
+    world.modus.fault = lambda request: world.modus.error(500) if request.operation == "get_run" else None
+    assert world.scrape()["error"] == 0
+    assert not world.agent.up
+    world.modus.fault = None
+    assert world.scrape()["error"] == 1
+
+
+def test_a_counted_run_that_a_stale_index_shows_as_running_is_neither_open_nor_counted_again() -> None:
+    world = World()
+    world.scrape()
+    run = world.modus.start_run(AGENT)
+    world.clock.advance(30)
+    world.modus.end_run(run)
+    assert +world.scrape() == Counter(completed=1)
+    world.modus.change(run, end=float("inf"))
+    assert +world.scrape() == Counter(completed=1)
+    assert world.agent.open_starts == {}
+    world.modus.end_run(run)
+    assert +world.scrape() == Counter(completed=1)
+
+
+def test_an_agent_whose_turn_comes_after_the_deadline_is_not_asked_for() -> None:
+    world = World()
+    reader = AgentReader(AGENT, world.exporter.api, settings(AGENT).limits, SingleRunRoute())  # type: ignore[arg-type]
+    reading = reader.read(Known(), deadline=0.0)
+    assert reading.error is not None
+    assert reading.error.reason == "deadline"
+    assert not world.modus.requests
+
+
+def test_lists_of_open_runs_that_lag_behind_the_counts_are_read_until_they_agree() -> None:
+    world = World()
+    deep = world.modus.start_run(AGENT)
+    world.history(250, apart=300)
+    world.scrape()
+    query = {"status": "running"}
+    stale = world.modus.answer("GET", "/api/v1/agents/7/runs", query, {"Authorization": "Bearer demo"})
+    world.modus.end_run(deep, "error")
+    world.modus.fault = lambda request: stale if request.query.get("status") == "running" else None
+    assert world.scrape()["error"] == 0
+    world.clock.advance(60)
+    world.modus.fault = None
+    assert world.scrape()["error"] == 1
+    world.clock.advance(60)
+    world.scrape()
+    assert world.asked == ["list_runs"]
+
+
+def test_counts_that_are_wrong_for_good_read_no_open_list_after_a_while() -> None:
+    world = World()
+    world.modus.fault = lambda request: _with_counts(world.modus, request, running=3)
+    read = []
+    for _ in range(3):
+        world.history(1, apart=100)
+        world.scrape()
+        read.append("list_runs running" in world.asked)
+    assert world.agent.up
+    assert read == [True, True, False]
