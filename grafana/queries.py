@@ -15,16 +15,16 @@ from pathlib import Path
 import yaml
 
 _PROMETHEUS = Path(__file__).parent.parent / "prometheus"
-_RULES = yaml.safe_load((_PROMETHEUS / "rules" / "modus.yml").read_text(encoding="utf-8"))["groups"][0][
-    "rules"
-]
 _CONFIG = yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
-_RECORDS = {rule["record"]: rule for rule in _RULES if "record" in rule}
+_GROUPS = yaml.safe_load((_PROMETHEUS / "rules" / "modus.yml").read_text(encoding="utf-8"))["groups"]
+_RECORDS = [rule for group in _GROUPS for rule in group["rules"] if "record" in rule]
+_BURN = [rule["labels"]["factor"] for rule in _RECORDS if rule["record"] == "modus:burn_threshold:ratio"]
 
 
 def setting(record: str) -> float:
     """A constant of the rules: of `vector(4 * 3600)` 14400."""
-    factors = re.fullmatch(r"vector\((.+)\)", _RECORDS[record]["expr"])[1].split("*")
+    [expr] = [rule["expr"] for rule in _RECORDS if rule["record"] == record]
+    factors = re.fullmatch(r"vector\((.+)\)", expr)[1].split("*")
     return math.prod(yaml.safe_load(factor) for factor in factors)
 
 
@@ -32,7 +32,7 @@ STUCK = setting("modus:stuck_after:seconds")  # a run that has been running for 
 WAITING_LONG = setting("modus:waiting_after:seconds")  # a run that has been waiting for longer is orange
 OBJECTIVE = setting("modus:objective:ratio")  # share of runs that should succeed
 FAILURE_LIMIT = setting("modus:failure_limit:ratio")  # from here red; orange from what the objective allows
-BURN_SLOW, BURN_FAST = 6, 14.4  # factors of modus:burn_threshold:ratio
+BURN_SLOW, BURN_FAST = sorted(map(yaml.safe_load, _BURN))[-2:]  # failure ratio over what the objective allows
 STALE, VERY_STALE = 300, 900  # seconds since an agent was read
 SCRAPE_TIMEOUT = int(_CONFIG["global"]["scrape_timeout"].removesuffix("s"))  # seconds
 TOP = 10  # agents that one panel draws, however many are selected

@@ -1,11 +1,11 @@
 """The shipped rules, alerts and dashboards with a real Prometheus and Alertmanager over the demo fleet."""
 
-import json
 import re
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,8 @@ from exporter.demo import SimulatedModus
 from exporter.discovery import Target
 from exporter.metrics import expose
 from tests import dashboards
-from tests.e2e.harness import Process, Prometheus, Webhook, exporter, free_port, get, program, wait_for
+from tests.e2e.harness import Prometheus, Webhook, exporter, program, wait_for
+from tests.e2e.test_alertmanager import Alertmanager
 from tests.simulation import Clock, settings
 from tests.simulation import Exporter as Simulation
 
@@ -43,14 +44,13 @@ MAY_BE_EMPTY = {
 
 class Stack(NamedTuple):
     prometheus: Prometheus
-    alertmanager: str  # URL
-    webhook: Webhook
+    alertmanager: Alertmanager
 
     def paged(self) -> Counter[tuple[str, str]]:
         """Notifications of firing alerts, by alert and agent."""
         return Counter(
             named(alert["labels"])
-            for message in list(self.webhook.received)
+            for message in list(self.alertmanager.webhook.received)
             for alert in message["alerts"]
             if alert["status"] == "firing"
         )
@@ -65,8 +65,7 @@ class Stack(NamedTuple):
 
     def to_be_paged(self) -> Counter[tuple[str, str]]:
         """The alerts that Alertmanager holds and nothing silences: paged, or about to be."""
-        alerts = json.loads(get(f"{self.alertmanager}/api/v2/alerts?active=true&inhibited=false"))
-        return Counter(named(alert["labels"]) for alert in alerts)
+        return Counter(named(labels) for labels in self.alertmanager.alerts("active"))
 
 
 def named(labels: dict[str, str]) -> tuple[str, str]:
@@ -76,27 +75,17 @@ def named(labels: dict[str, str]) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     program("prometheus")
-    alertmanager = program("prometheus-alertmanager", "alertmanager")
     directory = tmp_path_factory.mktemp("stack")
-    webhook = Webhook()
-    alertmanager_url = f"http://127.0.0.1:{free_port()}"
-    routes = directory / "alertmanager.yml"
-    routes.write_text((ROOT / "alertmanager.yml").read_text().replace("http://127.0.0.1:9099", webhook.url))
-    alerts = Process(
-        [
-            alertmanager,
-            f"--config.file={routes}",
-            f"--storage.path={directory / 'alerts'}",
-            f"--web.listen-address={alertmanager_url.removeprefix('http://')}",
-            "--cluster.listen-address=",
-        ],
-        directory,
-    )
-    with exporter(directory, "--demo") as running:
+    with ExitStack() as cleanup:
+        webhook = Webhook()
+        cleanup.callback(webhook.close)
+        alertmanager = Alertmanager(directory, webhook)
+        cleanup.callback(alertmanager.stop)
+        running = cleanup.enter_context(exporter(directory, "--demo"))
         shipped = (ROOT / "prometheus.yml").read_text()
         for before, after in (
             ("localhost:10371", running.url.removeprefix("http://")),
-            ("localhost:9093", alertmanager_url.removeprefix("http://")),
+            ("localhost:9093", alertmanager.address),
             ("rules/*.yml", f"{ROOT}/rules/*.yml"),
             ("scrape_interval: 30s", "scrape_interval: 1s"),
             ("scrape_timeout: 25s", "scrape_timeout: 1s"),
@@ -106,14 +95,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             shipped = shipped.replace(before, after)
         config = directory / "prometheus.yml"
         config.write_text(shipped)
-        wait_for("Alertmanager is ready", lambda: get(f"{alertmanager_url}/-/ready"))
         prometheus = Prometheus(directory, config)
-        try:
-            yield Stack(prometheus, alertmanager_url, webhook)
-        finally:
-            prometheus.stop()
-            alerts.stop()
-            webhook.close()
+        cleanup.callback(prometheus.stop)
+        yield Stack(prometheus, alertmanager)
 
 
 def test_each_agent_that_needs_somebody_pages_once_and_no_other_does(stack: Stack) -> None:
@@ -123,7 +107,7 @@ def test_each_agent_that_needs_somebody_pages_once_and_no_other_does(stack: Stac
 
 def test_a_page_names_the_agent_and_links_to_what_to_do(stack: Stack) -> None:
     wait_for("a page arrives", lambda: stack.paged().keys() >= EXPECTED, seconds=120)
-    for message in stack.webhook.received:
+    for message in stack.alertmanager.webhook.received:
         for alert in message["alerts"]:
             annotations = alert["annotations"]
             assert alert["labels"]["agent_name"] in annotations["description"]
@@ -210,7 +194,7 @@ class Backfilled(NamedTuple):
     end: float  # Unix seconds
 
     def values(self, expression: str) -> dict[frozenset[tuple[str, str]], float]:
-        """By labels, those of the target left out; of several values the last."""
+        """By labels, those of the target left out: without them they must still be different."""
         found = self.prometheus.ask("query", query=expression, time=self.end)["result"]
         own = [{**each["metric"], "job": "", "instance": ""} for each in found]
         assert len(found) == len({frozenset(labels.items()) for labels in own})

@@ -166,6 +166,17 @@ def test_an_agent_that_cannot_be_read_says_why_and_keeps_its_totals_while_the_ot
     exporter.close()
 
 
+def test_an_agent_that_was_read_in_part_is_not_up_but_what_was_read_counts(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    exporter = Exporter(modus, str(tmp_path / "state.db"), settings(ILL))
+    modus.fault = lambda request: modus.error(403) if "status" in request.query else None
+    agent = exporter.scrape()[ILL]
+    assert (agent.up, agent.counts, agent.open_starts) == (False, None, None)
+    assert finished(agent)["completed"] == 3
+    exporter.close()
+
+
 def test_an_api_that_is_not_there_leaves_only_what_was_counted(modus: SimulatedModus, tmp_path: Path) -> None:
     exporter = Exporter(modus, str(tmp_path / "state.db"), settings(ILL, WELL))
     exporter.scrape()
@@ -588,6 +599,19 @@ def test_a_clock_that_is_set_while_we_run_loses_no_run_and_makes_no_age_negative
             else:
                 assert min(ages(agent, ours()).values()) >= 0
         assert finished(agent)["completed"] == 90
+        exporter.close()
+
+
+@pytest.mark.parametrize("ahead", [HOUR, -HOUR], ids=["api-ahead", "api-behind"])
+def test_without_a_state_file_the_start_of_counting_is_meant_by_the_clock_of_the_api(ahead: float) -> None:
+    ours = Clock()
+    with serving(SimulatedModus(fleet={}, clock=lambda: ours() + ahead)) as modus:
+        modus.add_agent(ILL, "Any agent")
+        exporter = Exporter(modus, None, settings(ILL), clock=ours)
+        modus.start_run(ILL, at=modus.clock() - 120, lasts=60.0)
+        ours.advance(60)
+        modus.start_run(ILL, at=modus.clock() - 20, lasts=10.0)
+        assert finished(exporter.scrape()[ILL])["completed"] == 1
         exporter.close()
 
 
