@@ -1,6 +1,6 @@
-"""Several exporters: which agents each reads, what a change of their number costs, what the API is asked."""
+"""Several exporters: which agents each reads, what a change of their number costs, what they ask the API."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,24 +18,21 @@ STAYS = next(id_ for id_ in AGENTS if shard_of(id_, 2) == 0 and shard_of(id_, 3)
 
 
 class Shard(Exporter):
-    """An exporter that reads what of MOVES and STAYS is its own; its state is in a directory of its index."""
+    """An exporter that reads what of MOVES and STAYS is its own, and counts its requests."""
 
     def __init__(
-        self,
-        modus: SimulatedModus,
-        directory: Path | None,
-        index: int,
-        total: int,
-        *,
-        min_interval: float = 0.0,
+        self, modus: SimulatedModus, path: Path, shard: tuple[int, int], min_interval: float
     ) -> None:
-        chosen = replace(settings(MOVES, STAYS), shard=(index, total), min_interval=min_interval)
-        path = str(directory / str(index) / "state.db") if directory else None
+        chosen = replace(settings(MOVES, STAYS), shard=shard, min_interval=min_interval)
         self.api = DirectApi(modus)
         self.requests = 0
         self.api.before = self._count_request
         self.ledger = Ledger(
-            path, BOUNDS, lookback=chosen.limits.lookback, shard=chosen.shard, clock=modus.clock
+            str(path),
+            BOUNDS,
+            lookback=chosen.limits.lookback,
+            shard=shard,
+            clock=modus.clock,
         )
         self.collector = RunsCollector(
             self.api,  # type: ignore[arg-type]
@@ -45,6 +42,11 @@ class Shard(Exporter):
             clock=modus.clock,
             monotonic=modus.clock,
         )
+        self.running = True
+
+    def close(self) -> None:
+        self.running = False
+        super().close()
 
     def _count_request(self) -> None:
         self.requests += 1
@@ -64,6 +66,29 @@ def modus(clock: Clock) -> SimulatedModus:
     for agent_id in (MOVES, STAYS):
         modus.add_agent(agent_id, f"Agent {agent_id}")
     return modus
+
+
+class Start:
+    """Starts exporters, each with its state in a directory of its index; the test's end stops them."""
+
+    def __init__(self, modus: SimulatedModus, directory: Path) -> None:
+        self.modus = modus
+        self.directory = directory
+        self.all: list[Shard] = []
+
+    def __call__(self, index: int, total: int, *, name: str = "", min_interval: float = 0.0) -> Shard:
+        path = self.directory / (name or str(index)) / "state.db"
+        self.all.append(Shard(self.modus, path, (index, total), min_interval))
+        return self.all[-1]
+
+
+@pytest.fixture
+def start(modus: SimulatedModus, tmp_path: Path) -> Iterator[Start]:
+    start = Start(modus, tmp_path)
+    yield start
+    for shard in start.all:
+        if shard.running:
+            shard.close()
 
 
 @pytest.fixture
@@ -91,16 +116,16 @@ def test_one_more_shard_takes_its_part_and_moves_nothing_else(total: int) -> Non
 
 
 def test_the_new_owner_counts_no_run_that_the_old_one_counted(
-    modus: SimulatedModus, clock: Clock, tmp_path: Path, a_run_ends: Callable[[int], None]
+    start: Start, a_run_ends: Callable[[int], None]
 ) -> None:
-    old = Shard(modus, tmp_path, 0, 2)
+    old = start(0, 2)
     old.scrape()
     for _ in range(3):
         a_run_ends(MOVES)
     assert old.counted() == 3
     old.close()
 
-    new, rest = Shard(modus, tmp_path, 2, 3), Shard(modus, tmp_path, 0, 3)
+    new, rest = start(2, 3), start(0, 3)
     assert new.counted() == 0
     a_run_ends(MOVES)
     assert new.counted() == 1
@@ -108,14 +133,14 @@ def test_the_new_owner_counts_no_run_that_the_old_one_counted(
 
 
 def test_a_run_that_is_open_during_the_change_is_counted_by_the_new_owner(
-    modus: SimulatedModus, clock: Clock, tmp_path: Path
+    start: Start, modus: SimulatedModus, clock: Clock
 ) -> None:
     run = modus.start_run(MOVES)
     clock.advance(60)
-    old = Shard(modus, tmp_path, 0, 2)
+    old = start(0, 2)
     assert old.counted() == 0
     old.close()
-    new = Shard(modus, tmp_path, 2, 3)
+    new = start(2, 3)
     assert new.counted() == 0
     clock.advance(60)
     modus.end_run(run)
@@ -124,34 +149,34 @@ def test_a_run_that_is_open_during_the_change_is_counted_by_the_new_owner(
 
 
 def test_an_agent_that_comes_back_is_not_counted_for_the_time_it_was_elsewhere(
-    modus: SimulatedModus, tmp_path: Path, a_run_ends: Callable[[int], None]
+    start: Start, a_run_ends: Callable[[int], None]
 ) -> None:
-    home = Shard(modus, tmp_path, 0, 2)
+    home = start(0, 2)
     home.scrape()
     a_run_ends(MOVES)
     assert home.counted() == 1
     home.close()
 
-    away, home = Shard(modus, tmp_path, 2, 3), Shard(modus, tmp_path, 0, 3)
+    away, home = start(2, 3), start(0, 3)
     away.scrape()
     home.scrape()
     a_run_ends(MOVES)
     assert away.counted() == 1
     home.close()
 
-    home = Shard(modus, tmp_path, 0, 2)
+    home = start(0, 2)
     assert home.counted() == 1  # the second run is in the other's counter
     a_run_ends(MOVES)
     assert home.counted() == 2
 
 
 def test_while_old_and_new_owner_run_side_by_side_each_counts_every_run_so_that_the_larger_is_right(
-    modus: SimulatedModus, tmp_path: Path, a_run_ends: Callable[[int], None]
+    start: Start, a_run_ends: Callable[[int], None]
 ) -> None:
-    old = Shard(modus, tmp_path, 0, 2)
+    old = start(0, 2)
     old.scrape()
     a_run_ends(MOVES)
-    new = Shard(modus, tmp_path, 2, 3)
+    new = start(2, 3)
     before = old.counted(), new.counted()
     a_run_ends(MOVES)
     a_run_ends(MOVES)
@@ -159,36 +184,34 @@ def test_while_old_and_new_owner_run_side_by_side_each_counts_every_run_so_that_
 
 
 def test_a_run_that_ends_between_the_old_owner_and_the_new_one_is_not_counted(
-    modus: SimulatedModus, tmp_path: Path, a_run_ends: Callable[[int], None]
+    start: Start, a_run_ends: Callable[[int], None]
 ) -> None:
-    old = Shard(modus, tmp_path, 0, 2)
+    old = start(0, 2)
     old.scrape()
     old.close()
     a_run_ends(MOVES)
-    assert Shard(modus, tmp_path, 2, 3).counted() == 0  # it cannot know whether the old one did
+    assert start(2, 3).counted() == 0  # it cannot know whether the old one did
 
 
 def test_agents_that_stay_lose_nothing_when_the_number_of_shards_changes(
-    modus: SimulatedModus, tmp_path: Path, a_run_ends: Callable[[int], None]
+    start: Start, a_run_ends: Callable[[int], None]
 ) -> None:
-    before = Shard(modus, tmp_path, 0, 2)
+    before = start(0, 2)
     before.scrape()
     a_run_ends(STAYS)
     assert before.counted(STAYS) == 1
     before.close()
     a_run_ends(STAYS)
-    assert Shard(modus, tmp_path, 0, 3).counted(STAYS) == 2
+    assert start(0, 3).counted(STAYS) == 2
 
 
-def test_a_shard_that_restarts_catches_up(
-    modus: SimulatedModus, tmp_path: Path, a_run_ends: Callable[[int], None]
-) -> None:
-    shard = Shard(modus, tmp_path, 0, 2)
+def test_a_shard_that_restarts_catches_up(start: Start, a_run_ends: Callable[[int], None]) -> None:
+    shard = start(0, 2)
     shard.scrape()
     shard.close()
     a_run_ends(MOVES)
     a_run_ends(STAYS)
-    shard = Shard(modus, tmp_path, 0, 2)
+    shard = start(0, 2)
     assert (shard.counted(MOVES), shard.counted(STAYS)) == (1, 1)
 
 
@@ -205,9 +228,9 @@ def steady(exporter: Shard, clock: Clock) -> None:
 
 @pytest.mark.parametrize(("min_interval", "requests"), [(0.0, 4 * 2), (10.0, 2 * 2)])
 def test_min_interval_keeps_a_second_prometheus_from_doubling_the_requests(
-    modus: SimulatedModus, clock: Clock, min_interval: float, requests: int
+    start: Start, clock: Clock, min_interval: float, requests: int
 ) -> None:
-    exporter = Shard(modus, None, 0, 1, min_interval=min_interval)
+    exporter = start(0, 1, min_interval=min_interval)
     steady(exporter, clock)
     for _ in range(2):  # two intervals of 30 s; the second server scrapes 7 s after the first
         exporter.scrape()
@@ -218,9 +241,9 @@ def test_min_interval_keeps_a_second_prometheus_from_doubling_the_requests(
 
 
 def test_the_second_prometheus_gets_the_same_counts_within_min_interval(
-    modus: SimulatedModus, clock: Clock, a_run_ends: Callable[[int], None]
+    start: Start, clock: Clock, a_run_ends: Callable[[int], None]
 ) -> None:
-    exporter = Shard(modus, None, 0, 1, min_interval=40.0)
+    exporter = start(0, 1, min_interval=40.0)
     first = exporter.counted()
     a_run_ends(MOVES)
     assert exporter.counted() == first
@@ -229,9 +252,9 @@ def test_the_second_prometheus_gets_the_same_counts_within_min_interval(
 
 
 def test_two_replicas_ask_twice_and_both_count_every_run(
-    modus: SimulatedModus, clock: Clock, tmp_path: Path, a_run_ends: Callable[[int], None]
+    start: Start, clock: Clock, a_run_ends: Callable[[int], None]
 ) -> None:
-    replicas = [Shard(modus, tmp_path / name, 0, 1, min_interval=10.0) for name in "ab"]
+    replicas = [start(0, 1, name=name, min_interval=10.0) for name in "ab"]
     for replica in replicas:
         steady(replica, clock)
     a_run_ends(MOVES)

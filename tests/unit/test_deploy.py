@@ -1,0 +1,291 @@
+"""Image, compose stack, chart, systemd unit and workflows: one version, the original files, nothing loose."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from exporter import __version__
+from exporter.cli import _parser
+from exporter.config import load
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "deploy/helm/modus-exporter"
+DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+MANIFEST = {
+    document["kind"]: document
+    for document in yaml.safe_load_all((ROOT / "deploy/kubernetes/modus-exporter.yaml").read_text())
+}
+UNIT = (ROOT / "deploy/systemd/modus-exporter.service").read_text()
+FLAGS = {option for action in _parser()._actions for option in action.option_strings}
+
+
+def pod() -> Any:
+    return MANIFEST["StatefulSet"]["spec"]["template"]["spec"]
+
+
+def flags(arguments: list[str]) -> set[str]:
+    return {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+
+
+# The same files everywhere
+
+
+def test_the_charts_rules_and_dashboards_are_the_originals() -> None:
+    original = {"modus.yml": ROOT / "prometheus/rules/modus.yml"} | {path.name: path for path in DASHBOARDS}
+    shipped = {path.name: path for path in (CHART / "files").iterdir()}
+    assert {name: path.read_bytes() for name, path in shipped.items()} == {
+        name: path.read_bytes() for name, path in original.items()
+    }
+    assert {name: path.resolve() for name, path in shipped.items()} == original  # links: nothing can drift
+
+
+def test_the_charts_templates_take_every_one_of_these_files() -> None:
+    assert '.Files.Get "files/modus.yml"' in (CHART / "templates/prometheusrule.yaml").read_text()
+    assert '.Files.Glob "files/*.json"' in (CHART / "templates/dashboards.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("service", "source", "target"),
+    [
+        ("exporter", "config.yaml", "/etc/modus-exporter/config.yaml"),
+        ("prometheus", "prometheus/prometheus.yml", "/etc/modus/prometheus.yml"),
+        ("prometheus", "prometheus/rules", "/etc/modus/rules"),
+        ("alertmanager", "prometheus/alertmanager.yml", "/etc/modus/alertmanager.yml"),
+        ("grafana", "grafana/provisioning", "/etc/grafana/provisioning"),
+        ("grafana", "grafana/dashboards", "/var/lib/grafana/dashboards/modus"),
+    ],
+)
+def test_the_compose_stack_mounts_the_originals(service: str, source: str, target: str) -> None:
+    assert f"./{source}:{target}:ro" in COMPOSE[service]["volumes"]
+    assert (ROOT / source).exists()
+
+
+def test_the_provisioned_dashboards_and_data_source_are_where_the_compose_stack_has_them() -> None:
+    provider = yaml.safe_load((ROOT / "grafana/provisioning/dashboards/modus.yaml").read_text())
+    [target] = [
+        v.split(":")[1] for v in COMPOSE["grafana"]["volumes"] if v.startswith("./grafana/dashboards")
+    ]
+    assert provider["providers"][0]["options"]["path"] == target
+    assert COMPOSE["grafana"]["environment"]["PROMETHEUS_URL"] == "http://prometheus:9090"
+
+
+def compose_prometheus_config() -> Any:
+    """prometheus.yml as the container's own command changes it, by the real shell and sed."""
+    script = COMPOSE["prometheus"]["entrypoint"][2].replace("$$", "$")
+    edit = script.partition("&&")[0].replace(
+        "/etc/modus/prometheus.yml", str(ROOT / "prometheus/prometheus.yml")
+    )
+    edit = edit.replace(">/prometheus/modus.yml", "")
+    return yaml.safe_load(subprocess.run(["sh", "-c", edit], check=True, capture_output=True).stdout)
+
+
+def test_the_compose_stacks_prometheus_differs_from_the_original_in_its_addresses_only() -> None:
+    expected = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text())
+    [alertmanager] = expected["alerting"]["alertmanagers"]
+    [job] = expected["scrape_configs"]
+    alertmanager["static_configs"] = [{"targets": ["alertmanager:9093"]}]
+    job["static_configs"] = [{"targets": ["exporter:10371"]}]
+    expected["rule_files"] = ["/etc/modus/rules/*.yml"]
+    assert compose_prometheus_config() == expected
+    assert {"alertmanager", "exporter"} <= COMPOSE.keys()
+
+
+def test_the_servicemonitor_scrapes_as_prometheus_yml_does_under_the_job_that_the_rules_know() -> None:
+    original = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["serviceMonitor"]
+    assert values["interval"] == original["global"]["scrape_interval"]
+    assert values["scrapeTimeout"] == original["global"]["scrape_timeout"]
+    template = (CHART / "templates/servicemonitor.yaml").read_text()
+    [job] = [each["job_name"] for each in original["scrape_configs"]]
+    assert re.search(rf"- targetLabel: job .*\n +replacement: {job}\n", template)
+
+
+# One version, pinned images
+
+
+def test_chart_and_manifest_are_of_the_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+    assert pod()["containers"][0]["image"] == f"ghcr.io/modus-exporter/modus-exporter:{__version__}"
+
+
+@pytest.mark.parametrize("service", sorted(COMPOSE.keys() - {"exporter"}))
+def test_an_image_of_the_compose_stack_is_pinned_by_version(service: str) -> None:
+    assert re.search(r":v?\d+\.\d+\.\d+$", COMPOSE[service]["image"])
+
+
+def test_an_action_of_the_workflows_is_pinned_by_version() -> None:
+    workflows = "".join(path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
+    actions = re.findall(r"uses: (\S+)", workflows)
+    assert actions
+    assert [action for action in actions if not re.search(r"@v\d+(\.\d+)*$", action)] == []
+
+
+# The image
+
+
+def test_the_images_base_can_be_chosen_and_is_the_same_for_building_and_running() -> None:
+    assert re.match(r"(#.*\n)*ARG BASE=python:3\.\d+-slim", DOCKERFILE)
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.M) == ["${BASE}", "${BASE}"]
+
+
+def test_the_image_installs_from_the_hash_lock_only() -> None:
+    instructions = re.sub(r"^#.*$", "", DOCKERFILE, flags=re.M).replace("\\\n", "")
+    [install] = re.findall(r"-m pip [^&\n]* install [^&\n]*", instructions)
+    assert {"--require-hashes", "-r requirements.lock"} <= set(
+        re.findall(r"--require-hashes|-r \S+", install)
+    )
+    assert re.findall(r"\bapt|\bcurl\b|\bwget\b", instructions) == []
+
+
+def test_the_image_runs_the_exporter_itself_without_root() -> None:
+    final = DOCKERFILE.rpartition("\nFROM ")[2]
+    user = re.search(r"^USER (\d+):(\d+)$", final, re.M)
+    assert user
+    assert user.groups() == ("65532", "65532")
+    for instruction in ("ENTRYPOINT", "CMD"):
+        [arguments] = re.findall(rf"^{instruction} (.*)", final, re.M)
+        assert isinstance(json.loads(arguments), list)  # exec form: no shell between it and the signals
+        assert flags(json.loads(arguments)) <= FLAGS
+
+
+def test_the_images_health_check_needs_no_shell_and_no_curl() -> None:
+    [check] = re.findall(r"HEALTHCHECK .*\\\n +CMD (.*)", DOCKERFILE)
+    assert Path(json.loads(check)[0]).name == "python"
+
+
+def test_the_image_is_built_from_what_the_dockerignore_lets_through() -> None:
+    allowed = re.findall(r"^!(\w[\w.]*)", (ROOT / ".dockerignore").read_text(), re.M)
+    copied = re.findall(r"^COPY (?!--from)(\S+)", DOCKERFILE, re.M)
+    assert sorted(copied) == sorted(allowed)
+
+
+# Compose
+
+
+def test_the_compose_exporter_is_as_locked_up_as_it_can_be() -> None:
+    exporter = COMPOSE["exporter"]
+    assert exporter["read_only"]
+    assert (exporter["cap_drop"], exporter["security_opt"]) == (["ALL"], ["no-new-privileges"])
+    assert all(port.startswith("127.0.0.1:") for service in COMPOSE.values() for port in service["ports"])
+
+
+@pytest.mark.parametrize("service", sorted(COMPOSE))
+def test_every_service_of_the_compose_stack_has_a_health_check(service: str) -> None:
+    assert "healthcheck" in COMPOSE[service] or (service == "exporter" and "\nHEALTHCHECK" in DOCKERFILE)
+
+
+@pytest.mark.parametrize(("key", "expected"), [("", "--demo"), ("modus_pat_x", "--config.file=")])
+def test_the_compose_exporter_shows_the_demo_unless_there_is_a_key(key: str, expected: str) -> None:
+    script = COMPOSE["exporter"]["entrypoint"][2].replace("$$", "$")
+    told = script.replace("exec /opt/modus-exporter/bin/python", "echo")
+    run = subprocess.run(["sh", "-c", told], env={"MODUS_API_KEY": key}, check=True, capture_output=True)
+    assert run.stdout.decode().startswith(f"-I -m exporter {expected}")
+    assert b"modus_pat_x" not in run.stdout + run.stderr
+
+
+# Kubernetes
+
+
+def test_the_manifests_configuration_loads_and_its_paths_are_mounted(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(MANIFEST["ConfigMap"]["data"]["config.yaml"])
+    config = load(str(path), {})
+    mounts = {Path(mount["mountPath"]): mount for mount in pod()["containers"][0]["volumeMounts"]}
+    token, state = Path(config.modus.token_file or ""), Path(config.state.path or "")
+    assert mounts[token.parent]["readOnly"]
+    assert "subPath" not in mounts[token.parent]  # with it, a new token would not show
+    assert not mounts[state.parent].get("readOnly")
+    assert mounts[state.parent]["name"] in [
+        claim["metadata"]["name"] for claim in MANIFEST["StatefulSet"]["spec"]["volumeClaimTemplates"]
+    ]
+
+
+def test_the_pods_index_is_the_shard() -> None:
+    [container] = pod()["containers"]
+    assert flags(container["args"]) <= FLAGS
+    assert "--shard=$(POD_INDEX)" in container["args"]
+    assert f"--total-shards={MANIFEST['StatefulSet']['spec']['replicas']}" in container["args"]
+    [index] = [
+        each["valueFrom"]["fieldRef"]["fieldPath"] for each in container["env"] if each["name"] == "POD_INDEX"
+    ]
+    assert index == "metadata.labels['apps.kubernetes.io/pod-index']"
+
+
+def test_the_pod_may_do_nothing_that_it_need_not() -> None:
+    [container] = pod()["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod()["securityContext"]["runAsNonRoot"]
+    assert pod()["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod()["automountServiceAccountToken"] is False
+    assert MANIFEST["NetworkPolicy"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_the_values_schema_knows_every_value_and_no_other() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def compare(values: Any, part: Any, path: str) -> list[str]:
+        if part.get("additionalProperties") is not False:
+            return []
+        names = part["properties"]
+        wrong = [f"{path}{name}" for name in values if name not in names]
+        return wrong + [
+            each
+            for name in values
+            if name in names
+            for each in compare(values[name], names[name], f"{path}{name}.")
+        ]
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert compare(values, schema, "") == []
+    optional = {"global", "nameOverride", "fullnameOverride"}
+    assert schema["properties"].keys() - values.keys() == optional
+
+
+# systemd
+
+
+def setting(name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", UNIT, re.M)
+
+
+def test_the_systemd_unit_starts_the_command_with_flags_that_exist() -> None:
+    [command] = setting("ExecStart")
+    program, *arguments = shlex.split(command)
+    assert Path(program).name in re.findall(
+        r'^([\w-]+) = "exporter.cli:run"', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+    assert arguments
+    assert flags(arguments) <= FLAGS
+
+
+def test_the_systemd_unit_hands_over_the_token_as_the_credential_that_its_example_reads() -> None:
+    [credential] = setting("LoadCredential")
+    assert f"${{CREDENTIALS_DIRECTORY}}/{credential.partition(':')[0]}" in UNIT
+
+
+def test_the_systemd_unit_leaves_proc_stat_readable_for_the_process_metrics() -> None:
+    assert setting("ProcSubset") == []
+    assert setting("DynamicUser") == ["yes"]
+    assert setting("WorkingDirectory") == [f"%S/{setting('StateDirectory')[0]}"]
+
+
+# Releases
+
+
+def test_the_changelog_has_a_dated_entry_for_the_version() -> None:
+    assert re.search(
+        rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
