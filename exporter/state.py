@@ -80,7 +80,7 @@ class StateFile:
         self.path = path
         self._clock = clock
         self._db: sqlite3.Connection | None = None
-        self._inode: int | None = None
+        self._identity: tuple[int, ...] = ()  # of the file as we left it
         self._stamp: bytes | None = None  # of the newest commit that is known to be durable
         lock = Path(f"{os.path.realpath(path)}.lock")  # one for all names of the file
         try:
@@ -112,22 +112,33 @@ class StateFile:
             raise LedgerError(f"{self.path}: not usable as state file: {error}; check state.path") from None
 
     def open_again(self) -> bool:
-        """Open the file where it is not open; True when it does not hold what was written last."""
-        if self._db is not None:
-            if self._inode_now() == self._inode:
+        """Open the file where it is not open; True when it does not hold what was written last.
+
+        A file that somebody else changed is left for a new opening, and moved aside when that broke it.
+        """
+        identity = self._identity_now()
+        changed = self._db is not None
+        if changed:
+            if identity == self._identity:
                 return False
             self._disconnect()
-            for suffix in ("-wal", "-shm"):  # ours: replayed over another file they would spoil it
-                Path(self.path + suffix).unlink(missing_ok=True)
+            if identity[0] != self._identity[0]:
+                for suffix in ("-wal", "-shm"):  # ours: replayed over another file they would spoil it
+                    Path(self.path + suffix).unlink(missing_ok=True)
         try:
-            row = self._connect().execute("SELECT state FROM meta").fetchone()
-            return row is None or row[0] != self._stamp
+            db = self._connect()
+            problem = _problem(db) if changed else "ok"
+            if problem == "ok":
+                row = db.execute("SELECT state FROM meta").fetchone()
+                return changed or row is None or row[0] != self._stamp
+            corruption = sqlite3.DatabaseError(problem)
         except sqlite3.DatabaseError as error:
             if not _is_corruption(error):
                 raise
-            self.move_aside(error)
-            self._connect()
-            return True
+            corruption = error
+        self.move_aside(corruption)
+        self._connect()
+        return True
 
     def write(
         self,
@@ -155,7 +166,7 @@ class StateFile:
             if _is_corruption(error):
                 self.move_aside(error)
             raise
-        self._stamp = stamp
+        self._stamp, self._identity = stamp, self._identity_now()
 
     def move_aside(self, error: Exception) -> None:
         """Rename a corrupt file to a name that says when, with what belongs to it."""
@@ -186,7 +197,7 @@ class StateFile:
         except (sqlite3.Error, LedgerError):
             self._disconnect()
             raise
-        self._inode = self._inode_now()
+        self._identity = self._identity_now()
         return db
 
     def _disconnect(self) -> None:
@@ -194,11 +205,16 @@ class StateFile:
             self._db.close()
             self._db = None
 
-    def _inode_now(self) -> int | None:
-        try:
-            return os.stat(self.path).st_ino
-        except FileNotFoundError:
-            return None
+    def _identity_now(self) -> tuple[int, ...]:
+        """Changes when anybody writes to the file or its WAL, or puts another one in their place."""
+        identity: list[int] = []
+        for path in (self.path, f"{self.path}-wal"):
+            try:
+                found = os.stat(path)
+                identity += found.st_ino, found.st_size, found.st_mtime_ns
+            except FileNotFoundError:
+                identity.append(0)
+        return tuple(identity)
 
 
 def read_state(path: str) -> State:
@@ -228,9 +244,14 @@ def _check_ownership(db: sqlite3.Connection, path: str) -> None:
         raise LedgerError(f"{path}: not a state file of modus-exporter; set state.path to another file")
 
 
+def _problem(db: sqlite3.Connection) -> str:
+    problem: str = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    return problem
+
+
 def _read(db: sqlite3.Connection | None, meta: Meta | None) -> State:
     assert db is not None, "connected by the caller"  # noqa: S101
-    problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    problem = _problem(db)
     if problem != "ok":
         raise sqlite3.DatabaseError(problem)
     with db:
