@@ -1,14 +1,16 @@
 """What else could ask for the pages: one pass over the agents, its wall and CPU seconds as JSON.
 
-    python -m benchmarks.rivals naive|session|threads|floor URL AGENTS IN_FLIGHT CAFILE|-
+    [REQUESTS_CA_BUNDLE=...] python -m benchmarks.rivals naive|session|threads|floor URL AGENTS IN_FLIGHT
 
-naive    `requests.get` per agent in a loop, `json`, prometheus_client's metrics, `generate_latest`
+naive    `requests.get` per agent in a loop with the API's default page of 25 runs, `json`,
+         prometheus_client's metrics, `generate_latest`
 session  `requests.Session().get` and `json.loads` per agent in a loop, nothing else
 threads  the same with as many sessions in threads as requests in flight
 floor    bare sockets in threads: the answer is received and thrown away
 """
 
 import json
+import os
 import socket
 import ssl
 import sys
@@ -23,13 +25,21 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 HEADERS = {"Authorization": "Bearer bench"}
 
 
-def naive(urls: list[str], in_flight: int, cafile: str | None) -> None:
+began = [0.0, 0.0]
+
+
+def begin() -> None:
+    """What counts starts here."""
+    began[:] = time.perf_counter(), time.process_time()
+
+
+def naive(urls: list[str], in_flight: int) -> None:
     """What one would write in ten minutes."""
     registry = CollectorRegistry()
     runs = Gauge("modus_agent_runs", "Runs.", ["agent_id", "status"], registry=registry)
     durations = Histogram("modus_agent_run_duration_seconds", "Durations.", ["agent_id"], registry=registry)
     for n, url in enumerate(urls):
-        page = requests.get(url, headers=HEADERS, timeout=10, verify=cafile or True).json()
+        page = requests.get(url, headers=HEADERS, timeout=10).json()
         for status, count in page["counts"].items():
             runs.labels(str(n), status).set(count)
         for run in page["runs"]:
@@ -37,32 +47,37 @@ def naive(urls: list[str], in_flight: int, cafile: str | None) -> None:
     generate_latest(registry)
 
 
-def session(urls: list[str], in_flight: int, cafile: str | None) -> None:
-    """The same calls made plainly."""
-    with requests.Session() as one:
-        one.verify = cafile or True
-        for url in urls:
-            json.loads(one.get(url, headers=HEADERS, timeout=10).content)
+own = threading.local()  # a session per thread, kept from pass to pass
 
 
-def threads(urls: list[str], in_flight: int, cafile: str | None) -> None:
-    """The same calls made plainly, side by side."""
-    own = threading.local()
+def get(url: str) -> None:
+    """One call made plainly."""
+    if not hasattr(own, "session"):
+        own.session = requests.Session()
+    json.loads(own.session.get(url, headers=HEADERS, timeout=10).content)
 
-    def get(url: str) -> None:
-        if not hasattr(own, "session"):
-            own.session = requests.Session()
-            own.session.verify = cafile or True
-        json.loads(own.session.get(url, headers=HEADERS, timeout=10).content)
 
+def session(urls: list[str], in_flight: int) -> None:
+    """The same calls made plainly, twice: the second pass has its connection."""
+    for url in urls:
+        get(url)
+    begin()
+    for url in urls:
+        get(url)
+
+
+def threads(urls: list[str], in_flight: int) -> None:
+    """The same side by side."""
     with ThreadPoolExecutor(in_flight) as executor:
-        for future in [executor.submit(get, url) for url in urls]:
-            future.result()
+        list(executor.map(get, urls))
+        begin()
+        list(executor.map(get, urls))
 
 
-def floor(urls: list[str], in_flight: int, cafile: str | None) -> None:
+def floor(urls: list[str], in_flight: int) -> None:
     """No client at all."""
-    context = ssl.create_default_context(cafile=cafile) if cafile else None
+    secure = urls[0].startswith("https")
+    context = ssl.create_default_context(cafile=os.environ["REQUESTS_CA_BUNDLE"]) if secure else None
 
     def walk(mine: list[str]) -> None:
         parts = urlsplit(mine[0])
@@ -88,12 +103,13 @@ def floor(urls: list[str], in_flight: int, cafile: str | None) -> None:
 
 def main() -> None:
     """Read the arguments, run, tell."""
-    kind, base, agents, in_flight, cafile = sys.argv[1:]
+    kind, base, agents, in_flight = sys.argv[1:]
     rival = {"naive": naive, "session": session, "threads": threads, "floor": floor}[kind]
-    urls = [f"{base}/api/v1/agents/{n}/runs?pageSize=5" for n in range(1, int(agents) + 1)]
-    wall, cpu = time.perf_counter(), time.process_time()
-    rival(urls, int(in_flight), None if cafile == "-" else cafile)
-    json.dump([time.perf_counter() - wall, time.process_time() - cpu], sys.stdout)
+    page = "" if kind == "naive" else "?pageSize=5"
+    urls = [f"{base}/api/v1/agents/{n}/runs{page}" for n in range(1, int(agents) + 1)]
+    begin()
+    rival(urls, int(in_flight))
+    json.dump([time.perf_counter() - began[0], time.process_time() - began[1]], sys.stdout)
 
 
 if __name__ == "__main__":

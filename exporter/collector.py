@@ -352,7 +352,7 @@ def _any_cpu() -> int | None:
 def _stay_on(cpu: int | None) -> None:
     """Keep this thread on one CPU, as all that read: the interpreter runs one at a time anyway.
 
-    Handing its lock from CPU to CPU costs a third of a scrape's CPU (benchmarks/RESULTS.md).
+    Handing its lock from CPU to CPU costs a fifth of the reading's CPU or more (benchmarks/RESULTS.md).
     """
     if cpu is not None:
         with suppress(OSError):  # a sandbox forbids it, or the CPU was taken away: dearer, not wrong
