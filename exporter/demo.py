@@ -258,7 +258,7 @@ class SimulatedModus:
 
     def _live(self, agent_id: int, life: Life) -> Iterator[SimulatedRun]:
         """The runs of a demo agent from a day before the start on, one in each slot of `life.every`."""
-        rng = random.Random(f"{self.seed}/{agent_id}/{self.born}")  # noqa: S311 - repeatable on purpose
+        rng = random.Random(f"{self.seed}/{agent_id}")  # noqa: S311 - repeatable on purpose
 
         def run(start: float, lasts: float, outcome: str = "completed", retry_of: str = "") -> SimulatedRun:
             start, end = round(start, 3), round(start + lasts, 3)
