@@ -114,7 +114,7 @@ class StateFile:
     def open_again(self) -> bool:
         """Open the file where it is not open; True when it does not hold what was written last.
 
-        A file that somebody else changed is left for a new opening, and moved aside when that broke it.
+        A file that somebody else changed is opened anew, and moved aside when it is broken.
         """
         identity = self._identity_now()
         changed = self._db is not None
@@ -126,19 +126,14 @@ class StateFile:
                 for suffix in ("-wal", "-shm"):  # ours: replayed over another file they would spoil it
                     Path(self.path + suffix).unlink(missing_ok=True)
         try:
-            db = self._connect()
-            problem = _problem(db) if changed else "ok"
-            if problem == "ok":
-                row = db.execute("SELECT state FROM meta").fetchone()
-                return changed or row is None or row[0] != self._stamp
-            corruption = sqlite3.DatabaseError(problem)
+            row = self._connect().execute("SELECT state FROM meta").fetchone()
+            return changed or row is None or row[0] != self._stamp
         except sqlite3.DatabaseError as error:
             if not _is_corruption(error):
                 raise
-            corruption = error
-        self.move_aside(corruption)
-        self._connect()
-        return True
+            self.move_aside(error)
+            self._connect()
+            return True
 
     def write(
         self,
@@ -244,14 +239,9 @@ def _check_ownership(db: sqlite3.Connection, path: str) -> None:
         raise LedgerError(f"{path}: not a state file of modus-exporter; set state.path to another file")
 
 
-def _problem(db: sqlite3.Connection) -> str:
-    problem: str = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    return problem
-
-
 def _read(db: sqlite3.Connection | None, meta: Meta | None) -> State:
     assert db is not None, "connected by the caller"  # noqa: S101
-    problem = _problem(db)
+    problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
         raise sqlite3.DatabaseError(problem)
     with db:

@@ -238,18 +238,34 @@ def overwritten_by_garbage(running: Exporter, path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(running: Exporter, path: Path) -> Iterator[None]:
+def damaged_at_its_end(running: Exporter, path: Path) -> Iterator[None]:
+    with other_program(path, "PRAGMA wal_checkpoint(TRUNCATE)"), path.open("r+b") as opened:
+        opened.seek(-4096, os.SEEK_END)
+        opened.write(os.urandom(4096))
+    yield
+
+
+@contextmanager
+def other_program(path: Path, statement: str) -> Iterator[None]:
+    """A program that has the file open, having said this to SQLite."""
     script = (
-        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('BEGIN IMMEDIATE');"
-        "print('locked', flush=True); sys.stdin.read()"
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "db.execute(sys.argv[2]).fetchall(); print('done', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
+    command = [sys.executable, "-c", script, str(path), statement]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline()
         yield
         other.communicate()
+
+
+def locked(running: Exporter, path: Path) -> AbstractContextManager[None]:
+    return other_program(path, "BEGIN IMMEDIATE")
+
+
+def changed_by_another_program(running: Exporter, path: Path) -> AbstractContextManager[None]:
+    return other_program(path, "DELETE FROM counted")
 
 
 Fault = Callable[[Exporter, Path], AbstractContextManager[None]]
@@ -260,6 +276,8 @@ HEALED: list[Fault] = [
     replaced_by_garbage,
     cut_to_nothing,
     overwritten_by_garbage,
+    damaged_at_its_end,
+    changed_by_another_program,
 ]
 
 
