@@ -100,14 +100,12 @@ class StateFile:
         """Open the file, made when missing, and return what it holds; a corrupt one is moved aside first."""
         try:
             try:
-                self._connect()
-                return _read(self._db, meta)
+                return _read(self._connect(), meta)
             except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
                 if isinstance(error, sqlite3.OperationalError) or not self._known:
                     raise
                 self.move_aside(error)
-                self._connect()
-                return _read(self._db, meta)
+                return _read(self._connect(), meta)
         except (sqlite3.Error, msgspec.DecodeError, OSError) as error:
             raise LedgerError(f"{self.path}: not usable as state file: {error}; check state.path") from None
 
@@ -239,8 +237,7 @@ def _check_ownership(db: sqlite3.Connection, path: str) -> None:
         raise LedgerError(f"{path}: not a state file of modus-exporter; set state.path to another file")
 
 
-def _read(db: sqlite3.Connection | None, meta: Meta | None) -> State:
-    assert db is not None, "connected by the caller"  # noqa: S101
+def _read(db: sqlite3.Connection, meta: Meta | None) -> State:
     problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
         raise sqlite3.DatabaseError(problem)

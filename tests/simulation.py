@@ -1,6 +1,7 @@
 """What tests of counting share: a clock that is moved by hand, and the simulated API without HTTP."""
 
 import json
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -96,15 +97,24 @@ def settings(*agent_ids: int, **limits: Any) -> Settings:
 class Exporter:
     """The collector with its ledger over a simulated API: all of the exporter but its two ends."""
 
-    def __init__(self, modus: SimulatedModus, path: str | None, chosen: Settings) -> None:
+    def __init__(
+        self,
+        modus: SimulatedModus,
+        path: str | None,
+        chosen: Settings,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.api = DirectApi(modus)
-        self.ledger = Ledger(path, BOUNDS, lookback=chosen.limits.lookback, clock=modus.clock)
+        self.ledger = Ledger(
+            path, BOUNDS, lookback=chosen.limits.lookback, shard=chosen.shard, clock=modus.clock
+        )
         self.collector = RunsCollector(
             self.api,  # type: ignore[arg-type]
             self.ledger,
             chosen,
             reload_state=lambda: (True, 0.0),
             clock=modus.clock,
+            monotonic=monotonic,
         )
 
     def scrape(self) -> dict[int, AgentSnapshot]:

@@ -1,8 +1,6 @@
 """The shipped rules name only what exists, say what to do, and do what their own promtool tests say."""
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import yaml
 from exporter.metrics import TABLE
 from exporter.model import OPEN_STATUSES, REASONS, TERMINAL_STATUSES
 from tests.dashboards import selectors
+from tests.e2e.harness import program
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "prometheus"
@@ -58,16 +57,6 @@ def exposed_labels():
         else:
             labels[row.name] = own
     return labels
-
-
-def tool(name):
-    """The program's path; without it the test is skipped, but not in CI."""
-    if path := shutil.which(name):
-        return path
-    reason = f"{name} is not installed (Debian: prometheus, prometheus-alertmanager)"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def run(*command):
@@ -139,19 +128,19 @@ def test_an_alert_is_shown_to_fire_just_not_to_fire_and_to_resolve(alert):
 
 
 def test_promtool_accepts_the_configuration_and_the_rules():
-    checked = run(tool("promtool"), "check", "config", PROMETHEUS / "prometheus.yml")
+    checked = run(program("promtool"), "check", "config", PROMETHEUS / "prometheus.yml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert f"{len(RULES)} rules found" in checked.stdout
 
 
 def test_amtool_accepts_the_alertmanager_configuration():
-    checked = run(tool("amtool"), "check-config", PROMETHEUS / "alertmanager.yml")
+    checked = run(program("amtool"), "check-config", PROMETHEUS / "alertmanager.yml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
 def test_the_rules_pass_their_promtool_tests(file):
-    tested = run(tool("promtool"), "test", "rules", file)
+    tested = run(program("promtool"), "test", "rules", file)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
@@ -178,5 +167,5 @@ def test_the_objective_is_one_line_and_a_low_one_can_still_burn(tmp_path):
     file.write_text(
         yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]})
     )
-    tested = run(tool("promtool"), "test", "rules", file)
+    tested = run(program("promtool"), "test", "rules", file)
     assert tested.returncode == 0, tested.stdout + tested.stderr

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.collector import RunsCollector
 from exporter.demo import SimulatedModus
-from exporter.ledger import Ledger
 from exporter.model import shard_of
-from tests.simulation import BOUNDS, Clock, DirectApi, Exporter, finished, settings
+from tests.simulation import Clock, Exporter, finished, settings
 
 AGENTS = range(1, 1001)
 MOVES = next(id_ for id_ in AGENTS if shard_of(id_, 2) == 0 and shard_of(id_, 3) == 2)
@@ -24,24 +22,9 @@ class Shard(Exporter):
         self, modus: SimulatedModus, path: Path, shard: tuple[int, int], min_interval: float
     ) -> None:
         chosen = replace(settings(MOVES, STAYS), shard=shard, min_interval=min_interval)
-        self.api = DirectApi(modus)
+        super().__init__(modus, str(path), chosen, monotonic=modus.clock)
         self.requests = 0
         self.api.before = self._count_request
-        self.ledger = Ledger(
-            str(path),
-            BOUNDS,
-            lookback=chosen.limits.lookback,
-            shard=shard,
-            clock=modus.clock,
-        )
-        self.collector = RunsCollector(
-            self.api,  # type: ignore[arg-type]
-            self.ledger,
-            chosen,
-            reload_state=lambda: (True, 0.0),
-            clock=modus.clock,
-            monotonic=modus.clock,
-        )
         self.running = True
 
     def close(self) -> None:
