@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO
 
-from exporter.check import find_targets, table
+from exporter.check import find_targets, side_by_side, table
 from exporter.model import OPEN_STATUSES, ApiError, Run
 from exporter.state import Account, LedgerError, read_state
 
@@ -55,8 +54,7 @@ def run(client: "ModusClient", settings: "Settings", path: str | None, out: Text
             _note(runs, counts),
         )
 
-    with ThreadPoolExecutor(settings.concurrency) as pool:
-        rows = list(pool.map(compare, [target.id for target in targets]))
+    rows = side_by_side(compare, [target.id for target in targets], settings.concurrency)
     out.write(table(("agent", "runs in the api", "counted", "missing", "extra", "note"), rows))
     bad = [row for row in rows if row[3:5] != ("0", "0")]
     out.write(f"{len(rows)} agents, {len(bad)} not in order\n")

@@ -2,9 +2,9 @@
 
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from exporter.discovery import Target, list_agents
 from exporter.model import TOTAL_COUNT, ApiError, printable
@@ -13,11 +13,14 @@ if TYPE_CHECKING:  # handed in
     from exporter.client import ModusClient
     from exporter.collector import Settings
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 PATIENCE = 30.0  # seconds for all of it
 MEND = {
     "unauthorized": "check the token: MODUS_API_KEY, modus.token or modus.token_file",
     "forbidden": "give the token the missing scope",
-    "not_found": "this id or route is unknown, or hidden from the token: check agents and modus.resource",
+    "not_found": "check agents and modus.resource",
     "rate_limited": "the API limits this token: try again later",
     "server_error": "the API failed: try again later",
     "timeout": "the API did not answer in time: check the network, or raise modus.timeout",
@@ -45,12 +48,20 @@ def run(client: "ModusClient", settings: "Settings", out: TextIO) -> int:
         name = page.runs[0].agent_name if page.runs else target.name
         return str(target.id), name, "yes", str(page.counts.get(TOTAL_COUNT, len(page.runs))), ""
 
-    with ThreadPoolExecutor(settings.concurrency) as pool:
-        rows = list(pool.map(ask, targets))
+    rows = side_by_side(ask, targets, settings.concurrency)
     out.write(table(("agent", "name", "reachable", "runs seen", "what is wrong and how to mend it"), rows))
     bad = sum(row[2] == "no" for row in rows)
     out.write(f"{len(rows)} agents, {bad} cannot be read\n" if rows else "no agents: nothing to read\n")
     return 1 if bad or not rows else 0
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
+    """`work` of each item, in their order; who leaves early, as on a signal, waits for no request."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        return list(pool.map(work, items))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def find_targets(client: "ModusClient", settings: "Settings", deadline: float) -> list[Target]:

@@ -260,7 +260,11 @@ def _demo(stack: ExitStack) -> Callable[[], Config]:
     """Start the simulated API, with a state file that goes when the exporter ends."""
     modus = SimulatedModus(retention=DEMO_RETENTION).start()
     stack.callback(modus.close)
-    directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="modus-exporter-demo-"))
+    os.environ["no_proxy"] = "127.0.0.1"  # a proxy has no way to it, and nothing else is asked
+    try:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="modus-exporter-demo-"))
+    except OSError as error:
+        raise ConfigError(f"--demo: no temporary directory: {error.strerror}; set TMPDIR") from None
     config = Config(
         modus=Modus(base_url=modus.url, token=Secret(modus.token)),
         agents=(AgentConfig(107, Positive(3600)),),

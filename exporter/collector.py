@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from exporter import __version__
 from exporter.discovery import Discovery, Target
 from exporter.metrics import AgentSnapshot, Snapshot
-from exporter.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, Totals, shard_of
+from exporter.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, Totals, label, shard_of
 from exporter.reader import AgentReader, Known, Limits, Reading, SingleRunRoute
 
 if TYPE_CHECKING:  # both are handed in
@@ -30,7 +30,6 @@ MAX_LINES = 10  # log lines about agents that changed their state in one scrape
 SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
 STRAGGLER = 0.25  # seconds past the deadline after which nobody waits for a request any more
 SAME_CLOCK = 2.0  # seconds: the API tells its time in whole ones, so that readings of one skew differ
-LONGEST_NAME = 200  # characters
 
 log = logging.getLogger("exporter.collector")
 
@@ -286,8 +285,8 @@ class RunsCollector:
     def _show(self, target: Target, reading: Reading) -> AgentSnapshot:
         account = self._ledger.accounts.get(target.id)
         up = reading.error is None
-        name = ((account.name if account else "") or target.name or str(target.id))[:LONGEST_NAME]
-        agent_type = (account.type if account else "") or target.type
+        name = label((account.name if account else "") or target.name or str(target.id))
+        agent_type = label((account.type if account else "") or target.type)
         now = self._clock()
 
         def ours(instant: float) -> float:

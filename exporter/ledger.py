@@ -24,7 +24,7 @@ from exporter.model import (
     OpenRun,
     Run,
     Totals,
-    printable,
+    label,
     shard_of,
 )
 from exporter.state import Account, LedgerError, Meta, State, StateFile
@@ -278,7 +278,7 @@ class Ledger:
 
     def _trigger(self, agent_id: int, totals: Totals, run: Run) -> str:
         """The trigger type as a label value; a new one starts at 0 in every status."""
-        trigger = printable(run.trigger_type or "unknown")
+        trigger = label(run.trigger_type or "unknown")
         known = totals.finished[run.status]
         if trigger not in known and len(known) >= MAX_TRIGGER_TYPES:
             if (agent_id, "trigger") not in self._warned:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from prometheus_client.utils import floatToGoString
 
-from exporter.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Exemplar, Totals, printable
+from exporter.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Exemplar, Totals, label, printable
 
 AGENT_LABELS = ("agent_id", "agent_name")
 MAX_STATUSES = 20  # of one agent; the API names five
@@ -109,7 +109,7 @@ def _runs(agent: AgentSnapshot) -> list[Point]:
     for name, n in (agent.counts or {}).items():
         if name == TOTAL_COUNT:
             continue
-        status = printable(name)  # two names may become one
+        status = label(name)  # two names may become one
         if status not in by_status and len(by_status) >= MAX_STATUSES:
             status = "other"
         by_status[status] = by_status.get(status, 0) + n

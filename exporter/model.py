@@ -15,6 +15,8 @@ OPEN_STATUSES = ("running", "awaiting_human")
 TERMINAL_STATUSES = ("completed", "error", "cancelled")
 TOTAL_COUNT = "all_executions"  # in `counts` beside its own parts; never a status value
 
+LONGEST_LABEL = 200  # characters of a label value; a longer one is cut
+
 Reason = Literal[
     "unauthorized",
     "forbidden",
@@ -34,6 +36,11 @@ _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 def printable(text: str) -> str:
     """Replace control characters (but the line feed) and lone surrogates: no label may carry them."""
     return _UNPRINTABLE.sub("\ufffd", text) if _UNPRINTABLE.search(text) else text
+
+
+def label(text: str) -> str:
+    """`text` as a label value: printable, and no longer than any name has to be."""
+    return printable(text[:LONGEST_LABEL])
 
 
 def seconds(timestamp: str | None) -> float | None:

@@ -21,7 +21,7 @@ from exporter.model import OPEN_STATUSES, ApiError, Cursor, Gap, OpenRun, Run, R
 if TYPE_CHECKING:  # handed in
     from exporter.client import ModusClient
 
-CHECK_INTERVAL = 600.0  # seconds after which the open lists are read though no count changed
+CHECK_INTERVAL = 600.0  # seconds after which what did not change, or did not work, is looked at again
 MAX_SINGLE_RUNS = 5  # runs asked for one by one; for more of them a walk costs less
 
 
@@ -68,10 +68,12 @@ class Reading:
         self.cursor = cursor
 
 
+@dataclass(slots=True)
 class SingleRunRoute:
-    """Whether the API has the route for one run: unknown until it was asked."""
+    """Whether the API has the route for one run: a 404 before it ever worked closes it for a while."""
 
-    available: bool | None = None
+    worked: bool = False
+    closed_until: float = 0.0  # monotonic seconds
 
 
 class AgentReader:
@@ -196,17 +198,17 @@ class AgentReader:
             reading.take(page, cursor)
 
     def _single_run(self, run: OpenRun, deadline: float) -> Run | None:
-        if self._route.available is False:
+        if self._monotonic() < self._route.closed_until:
             return None
         try:
             answer = self._api.run(self._agent_id, run.workflow_id, run.temporal_run_id, deadline=deadline)
         except ApiError as error:
             if error.reason not in ("not_found", "bad_response"):
                 raise
-            if self._route.available is None:
-                self._route.available = False
+            if not self._route.worked:
+                self._route.closed_until = self._monotonic() + CHECK_INTERVAL
             return None
-        self._route.available = True
+        self._route.worked = True
         return answer
 
     def _ask(self, deadline: float) -> history.Ask:

@@ -40,6 +40,7 @@ _HEADERS: dict[str, tuple[str, ...]] = {  # the toolkit's list, with the values 
     "X-Frame-Options": ("deny", "sameorigin"),
     "X-XSS-Protection": (),
 }
+_TWICE = "a key is given twice"
 _HASH = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$([./A-Za-z0-9]{22})[./A-Za-z0-9]{31}")
 
 
@@ -49,6 +50,14 @@ class WebError(Exception):
     def __init__(self, message: str, exit_code: int = 2) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):  # the last one would win: somebody might keep an old password
+            raise yaml.MarkedYAMLError(problem=_TWICE, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,7 +170,7 @@ class WebConfigFile:
     def _load(self, path: Path) -> WebConfig:
         text = self._read(path)
         try:
-            file = msgspec.convert(yaml.safe_load(text) or {}, _File)
+            file = msgspec.convert(_Loader(text).get_single_data() or {}, _File)
         except msgspec.ValidationError as exc:
             what, _, at = str(exc).partition(" - at ")
             key = at.strip("`").removeprefix("key in `").removeprefix("$").removeprefix(".")
@@ -171,7 +180,8 @@ class WebConfigFile:
         except (yaml.YAMLError, ValueError, RecursionError) as exc:
             mark = getattr(exc, "problem_mark", None)  # the text itself would quote secrets
             where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            raise self._error("", f"not valid YAML{where}") from None
+            what = _TWICE if getattr(exc, "problem", "") == _TWICE else "not valid YAML"
+            raise self._error("", f"{what}{where}") from None
         tls, users = file.tls_server_config, file.basic_auth_users or {}
         for name, value in users.items():
             self._check_hash(f"basic_auth_users.{name}", value)

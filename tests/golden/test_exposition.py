@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,12 @@ def test_the_exposition_is_this_byte_for_byte(case: str, openmetrics: bool) -> N
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_bytes(shown)
     assert shown.decode() == path.read_bytes().decode()
+
+
+def test_statuses_without_end_and_texts_without_end_become_few_and_short() -> None:
+    counts = {"s" * 10_000: 5} | {f"status {n}": 1 for n in range(300)}
+    shown = exposed(snapshot(replace(healthy(), counts=counts)), openmetrics=True).decode()
+    lines = [line for line in shown.splitlines() if line.startswith("modus_agent_runs{")]
+    assert len(lines) == 21
+    assert sum(float(line.rpartition(" ")[2]) for line in lines) == 305
+    assert max(map(len, lines)) < 300

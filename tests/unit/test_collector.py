@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from exporter.client import REQUEST_BUCKETS, ModusClient
-from exporter.collector import LONGEST_NAME, MAX_LINES, RunsCollector, Settings
+from exporter.collector import MAX_LINES, RunsCollector, Settings
 from exporter.demo import Answer, SimulatedModus
 from exporter.discovery import Discovery
 from exporter.ledger import Ledger
 from exporter.metrics import AgentSnapshot, Snapshot
-from exporter.model import AgentsPage, ApiError, RunsPage
+from exporter.model import LONGEST_LABEL, AgentsPage, ApiError, RunsPage
 from tests.e2e.harness import wait_for
 from tests.simulation import BOUNDS, START, Clock, DirectApi, finished, settings
 
@@ -222,7 +222,7 @@ def test_a_name_without_end_is_cut_and_a_thousand_names_are_one_at_a_time(tmp_pa
         modus.start_run(ILL, lasts=1.0)
         clock.advance(10)
         (agent,) = collector.scrape(None).agents
-        assert len(agent.name) <= LONGEST_NAME
+        assert len(agent.name) <= LONGEST_LABEL
         modus.rename(ILL, f"Name {number}")
     assert agent.name == "Name 48"
     assert finished(agent)["completed"] == 50

@@ -48,5 +48,9 @@ def test_the_files_that_the_readme_links_to_exist() -> None:
 def test_the_tests_that_the_table_of_faults_names_exist() -> None:
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "faults.md").read_text())
     assert len(named) > 50
-    sources = {path.name: path.read_text() for path in (ROOT / "tests").glob("*/test_*.py")}
-    assert [name for file, name in named if f"def {name}(" not in sources[file]] == []
+    there = {
+        (path.name, name)
+        for path in (ROOT / "tests").glob("*/test_*.py")
+        for name in re.findall(r"def (test_\w+)\(", path.read_text())
+    }
+    assert set(named) - there == set()

@@ -110,6 +110,23 @@ def test_without_the_single_run_route_a_walk_finds_how_a_deep_run_ended() -> Non
     assert "get_run" not in world.asked
 
 
+def test_a_route_of_one_run_that_did_not_work_is_tried_again_later() -> None:
+    world, uptime = World(single_run=False), Clock()
+    world.exporter = Exporter(world.modus, None, settings(AGENT), monotonic=uptime)
+    ends = [world.modus.start_run(AGENT) for _ in range(3)]
+    world.history(250, apart=300)
+    world.scrape()
+    asked = []
+    for deep in ends:
+        world.modus.end_run(deep, "error")
+        world.scrape()
+        asked.append("get_run" in world.asked)
+        world.modus.single_run = True
+        uptime.advance(400)
+    assert asked == [True, False, True]
+    assert finished(world.agent)["error"] == 3
+
+
 def test_an_open_run_that_the_platform_removed_is_given_up_and_not_counted() -> None:
     world = World()
     gone = world.modus.start_run(AGENT)

@@ -145,6 +145,20 @@ def test_a_file_replaced_by_garbage_while_we_run_ends_with_our_state_on_disk(
     assert len(read_state(path).counted[AGENT]) == 4
 
 
+def test_who_has_the_file_open_beside_us_goes_on_seeing_what_we_write(book: Ledger, path: str) -> None:
+    other = sqlite3.connect(path)
+    with other:
+        other.execute("UPDATE counted SET start = start + 1")  # noticed: the file is written again whole
+    for number in (2, 3):
+        record(book, a_run(f"wf:{number}"))
+        book.commit()
+        assert book.up
+        assert other.execute("SELECT count(*) FROM counted").fetchone() == (number,)
+    other.close()
+    book.close()
+    assert read_state(path).counted[AGENT].keys() == {"wf:1", "wf:2", "wf:3"}
+
+
 def test_a_failing_disk_loses_nothing_and_counts_nothing_twice(
     book: Ledger, path: str, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

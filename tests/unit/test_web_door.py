@@ -6,6 +6,7 @@ import inspect
 import ipaddress
 import logging
 import os
+import pty
 import re
 import select
 import shutil
@@ -191,6 +192,11 @@ def test_an_unknown_user_costs_a_comparison_of_the_same_cost(monkeypatch):
     assert not auth.check(b"carol:secret")
     assert not auth.check(b"bob:wrong")
     assert [value[:7] for value in compared] == [b"$2b$05$", b"$2a$05$"]
+
+
+def test_an_unknown_user_stays_out_whatever_the_comparison_says(monkeypatch):
+    monkeypatch.setattr(bcrypt, "checkpw", lambda password, value: True)
+    assert not webconfig.BasicAuth({"alice": HASH}).check(b"carol:the password of the decoy")
 
 
 def test_a_password_is_compared_once_and_only_good_ones_are_remembered(monkeypatch):
@@ -426,6 +432,10 @@ REFUSED = [  # by promtool as well
     ("[", "not valid YAML at line 1, column 2"),
     ("a: b: c", "not valid YAML at line 1, column 5"),
     (
+        f"basic_auth_users: {{alice: '{HASH}', bob: '{HASH}', alice: '{HASH}'}}",
+        "a key is given twice at line 1, column 19",
+    ),
+    (
         "http_server_config: {headers: {Server: x}}",
         "http_server_config.headers.Server: 'Server' is not supported",
     ),
@@ -520,6 +530,29 @@ def test_what_promtool_refuses_is_refused(ca, write, text):
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(WebError, match=r"web.yml: cannot read .*: No such file or directory$"):
         WebConfigFile(str(tmp_path / "web.yml"))
+
+
+def test_for_an_encrypted_key_nobody_is_asked_at_the_terminal(ca, write):
+    """A start would wait for a password for ever, and a reload with it."""
+    ca.issue("locked", password=b"x")
+    path = write("tls_server_config: {cert_file: server.crt, key_file: locked.key}")
+    ours, terminal = pty.openpty()
+    program = "import sys; from exporter.webconfig import WebConfigFile; WebConfigFile(sys.argv[1])"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        start_new_session=True,
+        preexec_fn=lambda: os.open(os.ttyname(terminal), os.O_RDWR),  # now the terminal of its session
+        stdin=terminal,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as started:
+        try:
+            assert "certificate and key do not load" in started.communicate(timeout=20)[1]
+        finally:
+            started.kill()
+            os.close(terminal)
+            os.close(ours)
 
 
 def test_secrets_are_in_no_representation():
