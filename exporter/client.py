@@ -1,7 +1,8 @@
 """ModusClient: one page of the Modus API per call, as typed values or an ApiError.
 
-Built on the adapter of `requests`, without its session: prepared requests, one pool, one TLS
-context, redirects never followed. Proxies and CA bundle are read from the environment once.
+Built on the connection pool below `requests` (that of urllib3): one TLS context, redirects never
+followed. `requests` reads proxies and CA bundle from the environment, once; its own layer would cost
+a fifth of the CPU of a call (benchmarks/RESULTS.md).
 """
 
 import bisect
@@ -28,7 +29,6 @@ import msgspec
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
 from urllib3.util.ssl_ import create_urllib3_context
 
 from exporter import __version__
@@ -186,34 +186,25 @@ class _Https(urllib3.connection.HTTPSConnection):
     _new_conn = _connect
 
 
-class _Adapter(HTTPAdapter):
-    """One pool of timed connections to one host, sharing one TLS context; proxies as the environment says."""
+def _pool(base_url: str, connections: int) -> tuple[Any, str]:
+    """One pool of timed connections, sharing one TLS context, and what precedes a path in a request's line.
 
-    def __init__(self, base_url: str, connections: int) -> None:
-        super().__init__(pool_connections=1, pool_maxsize=connections)
-        with requests.Session() as session:
-            settings = session.merge_environment_settings(base_url, {}, None, None, None)
-        self.proxies = dict(settings["proxies"])
-        proxy = requests.utils.select_proxy(base_url, self.proxies)
-        if proxy and proxy.lower().startswith("socks"):
-            raise ApiError("connection", "SOCKS proxies are not supported")
-        request = requests.Request("GET", base_url).prepare()
-        pool: Any = super().get_connection_with_tls_context(request, True, self.proxies)
-        pool.ConnectionCls = _Https if pool.scheme == "https" else _Http
-        if pool.scheme == "https":
-            bundle = settings["verify"]
-            pool.conn_kw["ssl_context"] = _tls(certifi.where() if bundle is True else str(bundle))
-        self.pool = pool
-
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        return self.pool
-
-    def cert_verify(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing per connection: the shared context verifies (and has read the CA bundle once)."""
-
-    def close(self) -> None:
-        self.pool.close()
-        super().close()
+    Proxies and CA bundle are those of the environment, as `requests` reads it.
+    """
+    with requests.Session() as session:
+        settings = session.merge_environment_settings(base_url, {}, None, None, None)
+    proxies = dict(settings["proxies"])
+    proxy = requests.utils.select_proxy(base_url, proxies)
+    if proxy and proxy.lower().startswith("socks"):
+        raise ApiError("connection", "SOCKS proxies are not supported")
+    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+    request = requests.Request("GET", base_url).prepare()
+    pool: Any = adapter.get_connection_with_tls_context(request, True, proxies)
+    pool.ConnectionCls = _Https if pool.scheme == "https" else _Http
+    if pool.scheme == "https":
+        bundle = settings["verify"]
+        pool.conn_kw["ssl_context"] = _tls(certifi.where() if bundle is True else str(bundle))
+    return pool, adapter.request_url(request, proxies)
 
 
 def _tls(bundle: str) -> ssl.SSLContext:
@@ -237,9 +228,8 @@ def _http_date(text: str) -> float | None:
 
 def _cause(exc: BaseException) -> BaseException:
     """The system's or the parser's own error below the libraries' wrappings."""
-    wrappings = (requests.RequestException, urllib3.exceptions.HTTPError)
     telling = (http.client.HTTPException, urllib3.exceptions.DecodeError)
-    while isinstance(exc, wrappings) and not isinstance(exc, telling) and exc.__context__:
+    while isinstance(exc, urllib3.exceptions.HTTPError) and not isinstance(exc, telling) and exc.__context__:
         exc = exc.__context__
     return exc
 
@@ -336,7 +326,7 @@ class ModusClient:
             parts = urllib.parse.urlsplit(prepared)
             self._host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
             self._base = f"{self._host}{parts.path.rstrip('/')}/api/v1/"
-            self._adapter = _Adapter(self._base, concurrency)
+            self._pool, self._target = _pool(self._base, concurrency)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as exc:
             # the text of a library's error may hold a proxy's password
             text = f"modus.base_url or the proxy cannot be used ({type(exc).__name__})"
@@ -396,7 +386,7 @@ class ModusClient:
 
     def close(self) -> None:
         """Close the connections; calls from now on are `connection` errors."""
-        self._adapter.close()
+        self._pool.close()
 
     def _get(
         self,
@@ -502,29 +492,31 @@ class ModusClient:
 
     def _exchange(self, path: str, token: str) -> _Answer:
         """Send one request and read its answer whole, as the libraries' errors."""
-        request = requests.PreparedRequest()
-        request.method, request.url = "GET", self._base + path
-        request.headers = CaseInsensitiveDict(HEADERS)
-        request.headers["Authorization"] = f"Bearer {token}"
         _call.reused = True  # until a connection is made for it
-        response = self._adapter.send(
-            request, stream=True, timeout=_time_left(), proxies=self._adapter.proxies
+        response = self._pool.urlopen(
+            "GET",
+            self._target + path,
+            headers=HEADERS | {"Authorization": f"Bearer {token}"},
+            timeout=_time_left(),
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
         )
         try:
             ours = self._clock()
             now = _http_date(response.headers.get("Date", ""))
             if now is None or abs(now - ours) < CLOCK_RESOLUTION:
                 now = ours
-            if response.status_code == 429:
+            if response.status == 429:
                 self._pause(response.headers.get("Retry-After", ""), now)
-            body = self._body(response.raw)
-            return _Answer(response.status_code, response.headers, body, now, now - ours)
+            return _Answer(response.status, response.headers, self._body(response), now, now - ours)
         finally:
             response.close()  # keeps the connection if the body was read to its end
 
-    def _body(self, raw: Any) -> bytes:
+    def _body(self, response: Any) -> bytes:
         pieces, size = [], 0
-        while piece := raw.read(PIECE, decode_content=True):
+        while piece := response.read(PIECE, decode_content=True):
             pieces.append(piece)
             size += len(piece)
             if size > self._max_body:
@@ -544,7 +536,7 @@ class ModusClient:
     def _broken(self, exc: BaseException, token: str) -> _Fault:
         """What an exchange without a whole answer died of."""
         match exc:
-            case TimeoutError() | urllib3.exceptions.TimeoutError() | requests.Timeout():
+            case TimeoutError() | urllib3.exceptions.TimeoutError():
                 limit = f"{self._timeout:g} s (modus.timeout)"
                 if _call.limit == "deadline":
                     limit = "the scrape's deadline"
