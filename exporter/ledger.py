@@ -11,7 +11,7 @@ import math
 import sqlite3
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -67,7 +67,7 @@ class Ledger:
         self._started = clock()
         self._only_new = path is None or shard[1] > 1
         self._changed: set[int] = set()
-        self._new: dict[tuple[int, str], float] = {}
+        self._new: dict[int, list[str]] = {}  # agent -> run ids
         self._gone: set[tuple[int, str]] = set()
         self._owned: set[int] = set()  # agents whose totals no snapshot has yet
         self._pruned: dict[int, float] = {}
@@ -156,9 +156,8 @@ class Ledger:
             anew = self._file.open_again()
             if anew:
                 self._everything_changed()
-            changed = [(agent, msgspec.json.encode(self.accounts[agent])) for agent in self._changed]
-            new = [(*key, start) for key, start in self._new.items()]
-            self._file.write(self._meta(), changed, new, list(self._gone), anew=anew)
+            changed = ((agent, msgspec.json.encode(self.accounts[agent])) for agent in self._changed)
+            self._file.write(self._meta(), changed, self._newly_counted(), self._gone, anew=anew)
         except (sqlite3.Error, OSError, LedgerError) as error:
             if self.up:
                 log.error(
@@ -172,6 +171,12 @@ class Ledger:
         self.up = True
         self._changed, self._new, self._gone = set(), {}, set()
 
+    def _newly_counted(self) -> Iterator[tuple[int, str, float]]:
+        """What a commit adds; one by one, because the first one has the whole lookback of all agents."""
+        for agent_id, ids in self._new.items():
+            counted = self.counted[agent_id]
+            yield from ((agent_id, id_, counted[id_]) for id_ in ids if id_ in counted)
+
     def close(self) -> None:
         """Commit what is not yet durable and let go of the file."""
         self.commit()
@@ -180,7 +185,7 @@ class Ledger:
 
     def _everything_changed(self) -> None:
         self._changed, self._gone = set(self.accounts), set()
-        self._new = {(agent, id_): start for agent, ids in self.counted.items() for id_, start in ids.items()}
+        self._new = {agent_id: list(ids) for agent_id, ids in self.counted.items()}
 
     def _meta(self) -> Meta:
         return Meta(self.bounds, self._clock(), self._shard)
@@ -227,7 +232,8 @@ class Ledger:
         totals = self._own_totals(agent_id, account)
         self._note_end(totals, run.status, end, now)
         since = start if start is not None else end
-        self.counted[agent_id][run.id] = self._new[agent_id, run.id] = math.inf if since is None else since
+        self.counted[agent_id][run.id] = math.inf if since is None else since
+        self._new.setdefault(agent_id, []).append(run.id)
         if since is not None and since < now - self.lookback:
             account.late[run.id] = now + KEEP
         trigger = self._trigger(agent_id, totals, run)
@@ -319,7 +325,6 @@ class Ledger:
         for id_ in [id_ for id_, start in counted.items() if start < old and id_ not in account.late]:
             account.horizon = max(account.horizon, counted.pop(id_))
             self._gone.add((agent_id, id_))
-            self._new.pop((agent_id, id_), None)
             self._changed.add(agent_id)
         for id_, run in list(account.open.items()):
             if run.status not in OPEN_STATUSES and run.seen < now - self.lookback:
@@ -339,4 +344,4 @@ def _duration(run: Run, start: float | None) -> float | None:
         duration = run.end - start
     else:
         return None
-    return duration if 0 <= duration <= LONGEST_DURATION else None
+    return abs(duration) if 0 <= duration <= LONGEST_DURATION else None  # -0.0 is shown as 0.0

@@ -6,12 +6,14 @@ units, `_total` on counters, `_created` on what counts from a known instant.
 
 import math
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice, repeat
-from typing import Literal, NamedTuple
+from typing import Literal
 
+import msgspec
 from prometheus_client.utils import floatToGoString
 
 from exporter.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Exemplar, Totals, label, printable
@@ -21,6 +23,7 @@ MAX_STATUSES = 20  # of one agent; the API names five
 LONGEST_EXEMPLAR = 128  # characters of names and values together, OpenMetrics 1.0
 POINTS_PER_PIECE = 1000
 
+_SPECIAL = re.compile(r"[^ !#-\[\]-~\u00a0-\ud7ff\ue000-\U0010ffff]")  # in no label value as it is
 _number: Callable[[float], str] = lru_cache(maxsize=4096)(floatToGoString)  # most values are small counts
 
 
@@ -72,7 +75,7 @@ class Snapshot:
     reloaded: float = 0.0
 
 
-class Point(NamedTuple):
+class Point(msgspec.Struct, frozen=True, gc=False):
     """A value with the row's own label values."""
 
     labels: tuple[str, ...]
@@ -319,7 +322,7 @@ def expose(snapshot: Snapshot, openmetrics: bool) -> Iterator[bytes]:
     those without a sample are left out. The text format has neither exemplars nor `_created`. Written
     by hand: prometheus_client takes twenty times as long, more than all the rest of a scrape.
     """
-    agents = [(agent, _labels(AGENT_LABELS, (str(agent.id), agent.name))) for agent in snapshot.agents]
+    agents = [(agent, "{" + _pairs(AGENT_LABELS, (str(agent.id), agent.name))) for agent in snapshot.agents]
     texts = chain.from_iterable(_family(row, snapshot, agents, openmetrics) for row in TABLE)
     while piece := "".join(islice(texts, POINTS_PER_PIECE)):
         yield piece.encode()
@@ -329,51 +332,53 @@ def _family(
     row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]], openmetrics: bool
 ) -> Iterator[str]:
     """The family's text, a point at a time, its head with the first one."""
-    name = row.name.removesuffix("_total") if openmetrics else row.name
-    head = f"# HELP {name} {row.help}\n# TYPE {name} {row.kind}\n"
+    name = row.name.removesuffix("_total")
+    created = f"{name}_created" if openmetrics else ""  # the text format has no place for it
+    head = f"# HELP {name if openmetrics else row.name} {row.help}\n"
+    head += f"# TYPE {name if openmetrics else row.name} {row.kind}\n"
     if row.per_agent:
         for agent, labels in agents:
             for point in row.per_agent(agent):
-                yield head + _point(row, labels, point, snapshot.bounds, openmetrics)
+                yield head + _point(row, labels, point, snapshot.bounds, created)
                 head = ""
     if row.overall:
         for point in row.overall(snapshot):
-            yield head + _point(row, "", point, snapshot.request_bounds, openmetrics)
+            yield head + _point(row, "", point, snapshot.request_bounds, created)
             head = ""
 
 
-def _point(row: Row, agent: str, point: Point, bounds: Sequence[float], openmetrics: bool) -> str:
-    if isinstance(point.value, Distribution):
-        return _distribution(row, agent, point.labels, point.value, bounds, openmetrics)
-    labels = _braced(agent, _labels(row.labels, point.labels))
-    text = f"{row.name}{labels} {_number(point.value)}\n"
-    if openmetrics and point.created is not None:
-        text += f"{row.name.removesuffix('_total')}_created{labels} {_number(point.created)}\n"
+def _point(row: Row, agent: str, point: Point, bounds: Sequence[float], created: str) -> str:
+    """The lines of a value; `agent` are the agent's labels with the brace before them, or nothing."""
+    own, value, since = point.labels, point.value, point.created
+    labels = agent + _own_labels(row.labels, own, not agent)
+    if isinstance(value, Distribution):
+        text, since = _buckets(row, agent, own, value, tuple(bounds), bool(created)), value.created
+        text += f"{row.name}_count{labels}{_number(sum(value.buckets))}\n"
+        text += f"{row.name}_sum{labels}{_number(value.sum)}\n"
+    else:
+        text = f"{row.name}{labels}{_number(value)}\n"
+    if created and since is not None:  # right behind its samples: Prometheus 3 looks for it from there on
+        text += f"{created}{labels}{_number(since)}\n"
     return text
 
 
-def _distribution(
+def _buckets(
     row: Row,
     agent: str,
     values: tuple[str, ...],
     distribution: Distribution,
-    bounds: Sequence[float],
+    bounds: tuple[float, ...],
     openmetrics: bool,
 ) -> str:
-    name, names = row.name, (*row.labels, "le")
-    exemplars: Sequence[Exemplar | None] = distribution.exemplars if openmetrics else ()
+    exemplars = (distribution.exemplars if openmetrics else ()) or repeat(None, len(bounds) + 1)
+    bucket = f"{row.name}_bucket{agent}"
     lines = []
     total = 0
-    for bound, n, newest in zip(
-        (*bounds, math.inf), distribution.buckets, exemplars or repeat(None, len(bounds) + 1), strict=True
+    for labels, n, newest in zip(
+        _bucket_labels(row.labels, values, bounds, not agent), distribution.buckets, exemplars, strict=True
     ):
         total += n
-        labels = _braced(agent, _labels(names, (*values, _number(bound))))
-        lines.append(f"{name}_bucket{labels} {_number(total)}{_exemplar(newest) if newest else ''}\n")
-    labels = _braced(agent, _labels(row.labels, values))
-    lines += f"{name}_count{labels} {_number(total)}\n", f"{name}_sum{labels} {_number(distribution.sum)}\n"
-    if openmetrics:  # right behind its samples: Prometheus 3 looks for it from there on
-        lines.append(f"{name}_created{labels} {_number(distribution.created)}\n")
+        lines.append(f"{bucket}{labels}{_number(total)}{_exemplar(newest) if newest else ''}\n")
     return "".join(lines)
 
 
@@ -384,17 +389,29 @@ def _exemplar(newest: Exemplar) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Labels as text in the order of their names, without braces."""
+def _own_labels(names: tuple[str, ...], values: tuple[str, ...], alone: bool) -> str:
+    """The row's own labels up to the value; but for those that stand `alone`, the agent's are before them."""
+    pairs = _pairs(names, values)
+    if alone:
+        return f"{{{pairs}}} " if pairs else " "
+    return f",{pairs}}} " if pairs else "} "
+
+
+@lru_cache(maxsize=64)
+def _bucket_labels(
+    names: tuple[str, ...], values: tuple[str, ...], bounds: tuple[float, ...], alone: bool
+) -> list[str]:
+    """Likewise those of each bucket."""
+    return [_own_labels((*names, "le"), (*values, _number(bound)), alone) for bound in (*bounds, math.inf)]
+
+
+def _pairs(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    """Labels as text, in the order of their names."""
     pairs = sorted(zip(names, values, strict=True))
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
 
 
-def _braced(agent: str, own: str) -> str:
-    """The labels of the agent, which come first by their names, and those of the row."""
-    labels = f"{agent},{own}" if agent and own else agent or own
-    return f"{{{labels}}}" if labels else ""
-
-
 def _escaped(text: str) -> str:
+    if not _SPECIAL.search(text):
+        return text
     return printable(text).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

@@ -4,7 +4,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -136,9 +136,9 @@ class StateFile:
     def write(
         self,
         meta: Meta,
-        accounts: list[tuple[int, bytes]],
-        new: list[tuple[int, str, float]],
-        gone: list[tuple[int, str]],
+        accounts: Iterable[tuple[int, bytes]],
+        new: Iterable[tuple[int, str, float]],
+        gone: Iterable[tuple[int, str]],
         *,
         anew: bool,
     ) -> None:
