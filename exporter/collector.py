@@ -164,14 +164,17 @@ class RunsCollector:
         readings: dict[int, Reading] = {}
         counting, over = threading.Lock(), False
 
-        def read(agent_id: int) -> None:
-            reading = readers[agent_id].read(self._known(agent_id), deadline)
-            with counting:
-                if not over:  # else a straggler: the next pass reads the agent again
+        def read_on() -> None:
+            for agent_id in left:
+                reading = readers[agent_id].read(self._known(agent_id), deadline)
+                with counting:
+                    if over:
+                        return  # a straggler: the next pass reads the agent again
                     readings[agent_id] = self._record(agent_id, reading)
 
-        order = sorted(readers, key=lambda agent_id: readers[agent_id].attempted)
-        futures = [self._executor.submit(read, agent_id) for agent_id in order]
+        left = iter(sorted(readers, key=lambda agent_id: readers[agent_id].attempted))
+        threads = min(self._settings.concurrency, len(readers))
+        futures = [self._executor.submit(read_on) for _ in range(threads)]
         self._wait(futures, deadline)
         with counting:
             over = True

@@ -6,7 +6,6 @@ the number of connections, TLS settings read per connection, and a stop that end
 
 import asyncio
 import base64
-import concurrent.futures
 import contextlib
 import errno
 import functools
@@ -22,6 +21,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import h11
@@ -128,11 +128,11 @@ def scrape_timeout(header: str | None) -> float | None:
 class Workers:
     """Blocking calls in at most `threads` threads; one more than `waiting` callers gets a 503.
 
-    The threads are daemons: one that is still at work does not hold up the end of the process.
+    The threads are kept: a new one for each scrape would leave memory of its own behind.
     """
 
     def __init__(self, threads: int, waiting: int) -> None:
-        self._slots = asyncio.Semaphore(threads)
+        self._threads = ThreadPoolExecutor(threads, "web")
         self._free = threads + waiting
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -141,20 +141,9 @@ class Workers:
             raise HTTPException(503, "too many requests at once")
         self._free -= 1
         try:
-            async with self._slots:
-                outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-                threading.Thread(target=_settle, args=(outcome, work), name="web", daemon=True).start()
-                return await asyncio.wrap_future(outcome)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._free += 1
-
-
-def _settle(outcome: "concurrent.futures.Future[T]", work: Callable[[], T]) -> None:
-    outcome.set_running_or_notify_cancel()
-    try:
-        outcome.set_result(work())
-    except BaseException as exc:  # for the one who awaits it
-        outcome.set_exception(exc)
 
 
 def _log_failure(message: str, exc: BaseException) -> None:
@@ -529,6 +518,8 @@ def serve(
     enable_lifecycle: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then return within five seconds; call it in the main thread.
+
+    A scrape may be at work still, in a thread that only `os._exit` does not wait for.
 
     `scrape` gets the scraper's timeout in seconds, or None, and whether to answer in OpenMetrics; it gives
     the exposition in pieces, and is called in several threads at once;

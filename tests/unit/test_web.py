@@ -4,6 +4,7 @@ import gzip
 import logging
 import re
 import socket
+import threading
 
 import pytest
 
@@ -120,6 +121,20 @@ def test_the_scrapers_timeout_reaches_the_scrape():
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="7.5")
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="-inf")
     assert seen == [7.5, None]
+
+
+def test_scrapes_one_after_the_other_come_from_one_thread():
+    """Each new thread would leave memory behind that nobody else uses."""
+    threads = []
+
+    def scrape(timeout, openmetrics):
+        threads.append(threading.current_thread())
+        return []
+
+    with running(scrape=scrape) as site:
+        for _ in range(3):
+            site.get("/metrics")
+    assert threads == threads[:1] * 3
 
 
 def test_a_failing_scrape_is_a_500_and_one_line_in_the_log(caplog):

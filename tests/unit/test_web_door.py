@@ -778,7 +778,7 @@ def test_scrapes_at_once_are_bounded_and_more_are_told_so():
 # --- the end ---
 
 SCRIPT = """
-import logging, sys, time
+import logging, os, sys, time
 from exporter.web import WebError, serve
 class Lines(logging.Formatter):
     def format(self, record):
@@ -798,6 +798,7 @@ try:
 except WebError as exc:
     sys.exit(f"{exc}")
 print("served", flush=True)
+os._exit(0)  # as the command line does: nobody waits for a scrape that is still at work
 """
 
 
