@@ -6,7 +6,6 @@ units, `_total` on counters, `_created` on what counts from a known instant.
 
 import math
 import platform
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,7 +22,6 @@ MAX_STATUSES = 20  # of one agent; the API names five
 LONGEST_EXEMPLAR = 128  # characters of names and values together, OpenMetrics 1.0
 POINTS_PER_PIECE = 1000
 
-_SPECIAL = re.compile(r"[^ !#-\[\]-~\u00a0-\ud7ff\ue000-\U0010ffff]")  # in no label value as it is
 _number: Callable[[float], str] = lru_cache(maxsize=4096)(floatToGoString)  # most values are small counts
 
 
@@ -131,11 +129,12 @@ def _durations(agent: AgentSnapshot) -> list[Point]:
 
 def _finished(agent: AgentSnapshot) -> list[Point]:
     totals = agent.totals
+    if totals is None:
+        return []
     return [
         Point((status, trigger), n, totals.created)
-        for status, by_trigger in (totals.finished if totals else {}).items()
+        for status, by_trigger in totals.finished.items()
         for trigger, n in by_trigger.items()
-        if totals
     ]
 
 
@@ -332,53 +331,53 @@ def _family(
     row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]], openmetrics: bool
 ) -> Iterator[str]:
     """The family's text, a point at a time, its head with the first one."""
-    name = row.name.removesuffix("_total")
-    created = f"{name}_created" if openmetrics else ""  # the text format has no place for it
-    head = f"# HELP {name if openmetrics else row.name} {row.help}\n"
-    head += f"# TYPE {name if openmetrics else row.name} {row.kind}\n"
+    base = row.name.removesuffix("_total")
+    head = f"# HELP {base if openmetrics else row.name} {row.help}\n"
+    head += f"# TYPE {base if openmetrics else row.name} {row.kind}\n"
+    bounds = tuple(snapshot.bounds if row.per_agent else snapshot.request_bounds)
+    own: dict[tuple[str, ...], str] = {}  # label values -> text
+    for agent, point in _points(row, snapshot, agents):
+        value, created = point.value, point.created
+        if point.labels not in own:
+            own[point.labels] = _own_labels(row.labels, point.labels, not agent)
+        labels = agent + own[point.labels]
+        if isinstance(value, Distribution):
+            buckets = _bucket_labels(row.labels, point.labels, bounds, not agent)
+            text, created = _distribution(row.name, agent, labels, value, buckets, openmetrics), value.created
+        else:
+            text = f"{row.name}{labels}{_number(value)}\n"
+        if openmetrics and created is not None:  # right behind its samples: Prometheus 3 looks for it there
+            text += f"{base}_created{labels}{_number(created)}\n"
+        yield head + text
+        head = ""
+
+
+def _points(
+    row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]]
+) -> Iterator[tuple[str, Point]]:
+    """The row's points, each behind the labels of its agent, with the brace before them."""
     if row.per_agent:
-        for agent, labels in agents:
-            for point in row.per_agent(agent):
-                yield head + _point(row, labels, point, snapshot.bounds, created)
-                head = ""
-    if row.overall:
-        for point in row.overall(snapshot):
-            yield head + _point(row, "", point, snapshot.request_bounds, created)
-            head = ""
+        return ((labels, point) for agent, labels in agents for point in row.per_agent(agent))
+    return (("", point) for point in (row.overall(snapshot) if row.overall else ()))
 
 
-def _point(row: Row, agent: str, point: Point, bounds: Sequence[float], created: str) -> str:
-    """The lines of a value; `agent` are the agent's labels with the brace before them, or nothing."""
-    own, value, since = point.labels, point.value, point.created
-    labels = agent + _own_labels(row.labels, own, not agent)
-    if isinstance(value, Distribution):
-        text, since = _buckets(row, agent, own, value, tuple(bounds), bool(created)), value.created
-        text += f"{row.name}_count{labels}{_number(sum(value.buckets))}\n"
-        text += f"{row.name}_sum{labels}{_number(value.sum)}\n"
-    else:
-        text = f"{row.name}{labels}{_number(value)}\n"
-    if created and since is not None:  # right behind its samples: Prometheus 3 looks for it from there on
-        text += f"{created}{labels}{_number(since)}\n"
-    return text
-
-
-def _buckets(
-    row: Row,
+def _distribution(
+    name: str,
     agent: str,
-    values: tuple[str, ...],
+    labels: str,
     distribution: Distribution,
-    bounds: tuple[float, ...],
+    bucket_labels: Sequence[str],
     openmetrics: bool,
 ) -> str:
-    exemplars = (distribution.exemplars if openmetrics else ()) or repeat(None, len(bounds) + 1)
-    bucket = f"{row.name}_bucket{agent}"
+    exemplars = (distribution.exemplars if openmetrics else ()) or repeat(None, len(bucket_labels))
+    bucket = f"{name}_bucket{agent}"
     lines = []
     total = 0
-    for labels, n, newest in zip(
-        _bucket_labels(row.labels, values, bounds, not agent), distribution.buckets, exemplars, strict=True
-    ):
+    for own, n, newest in zip(bucket_labels, distribution.buckets, exemplars, strict=True):
         total += n
-        lines.append(f"{bucket}{labels}{_number(total)}{_exemplar(newest) if newest else ''}\n")
+        lines.append(f"{bucket}{own}{_number(total)}{_exemplar(newest) if newest else ''}\n")
+    lines.append(f"{name}_count{labels}{_number(total)}\n")
+    lines.append(f"{name}_sum{labels}{_number(distribution.sum)}\n")
     return "".join(lines)
 
 
@@ -388,7 +387,6 @@ def _exemplar(newest: Exemplar) -> str:
     return f' # {{run_id="{_escaped(newest.run_id)}"}} {_number(newest.duration)} {newest.end}'
 
 
-@lru_cache(maxsize=4096)
 def _own_labels(names: tuple[str, ...], values: tuple[str, ...], alone: bool) -> str:
     """The row's own labels up to the value; but for those that stand `alone`, the agent's are before them."""
     pairs = _pairs(names, values)
@@ -412,6 +410,6 @@ def _pairs(names: tuple[str, ...], values: tuple[str, ...]) -> str:
 
 
 def _escaped(text: str) -> str:
-    if not _SPECIAL.search(text):
+    if text.isprintable() and '"' not in text and "\\" not in text:  # nearly always
         return text
     return printable(text).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

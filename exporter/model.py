@@ -7,6 +7,7 @@ Only what the exporter uses is decoded; unknown fields are ignored.
 import hashlib
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -43,6 +44,7 @@ def label(text: str) -> str:
     return printable(text[:LONGEST_LABEL])
 
 
+@lru_cache(maxsize=1024)  # a walk compares the same starts again and again
 def seconds(timestamp: str | None) -> float | None:
     """Unix seconds of an ISO-8601 time (UTC where it names no zone); None for none or nonsense."""
     if not timestamp:
