@@ -70,6 +70,7 @@ class Ledger:
         self._new: dict[int, list[str]] = {}  # agent -> run ids
         self._gone: set[tuple[int, str]] = set()
         self._owned: set[int] = set()  # agents whose totals no snapshot has yet
+        self._moved: set[int] = set()  # from another shard, and not read since
         self._pruned: dict[int, float] = {}
         self._warned: set[tuple[int, str]] = set()
         self._file = StateFile(path, clock) if path is not None else None
@@ -90,7 +91,12 @@ class Ledger:
             totals.finished = {status: dict.fromkeys(TRIGGER_TYPES, 0) for status in TERMINAL_STATUSES}
             self.accounts[agent_id] = Account(totals, ended_after=ended_after)
             self._changed.add(agent_id)
-        return self.accounts[agent_id]
+        account = self.accounts[agent_id]
+        if agent_id in self._moved:
+            self._moved.remove(agent_id)
+            account.ended_after = self._started + skew
+            self._changed.add(agent_id)
+        return account
 
     def record(
         self, agent_id: int, runs: Iterable[Run], cursor: Cursor, now: float, searched: Iterable[Gap] = ()
@@ -200,6 +206,7 @@ class Ledger:
                 and shard_of(agent_id, state.meta.shard[1]) != state.meta.shard[0]
             ):
                 account.ended_after = self._started  # another shard counted it in the meantime
+                self._moved.add(agent_id)
                 self._changed.add(agent_id)
             self.accounts[agent_id] = account
         if state.meta.bounds != self.bounds:

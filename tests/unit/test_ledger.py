@@ -264,21 +264,25 @@ def test_other_buckets_are_refused_with_one_line_until_the_histogram_is_reset(
     Ledger(path, (1.0, 2.0), lookback=DAY, clock=clock).close()
 
 
-def test_an_agent_that_comes_from_another_shard_is_counted_from_then_on(path: str, clock: Clock) -> None:
+@pytest.mark.parametrize("skew", [0.0, 3600.0, -3600.0])
+def test_an_agent_that_comes_from_another_shard_is_counted_from_then_on_by_the_clock_of_the_api(
+    path: str, clock: Clock, skew: float
+) -> None:
     stays = next(n for n in range(100) if shard_of(n, 3) == 0 and shard_of(n, 2) == 0)
     comes = next(n for n in range(100) if shard_of(n, 3) == 2 and shard_of(n, 2) == 0)
     before = ledger(path, clock, shard=(0, 3))
     for agent_id in (stays, comes):  # `comes` was here once, then on shard 2
-        before.account(agent_id, clock())
-        before.record(agent_id, [], Cursor(), clock())
+        before.account(agent_id, clock() + skew, skew)
+        before.record(agent_id, [], Cursor(), clock() + skew)
     before.close()
     clock.advance(600)
     after = ledger(path, clock, shard=(0, 2))
     clock.advance(60)
-    meanwhile = a_run("wf:1", start=START + 100, end=START + 500)
-    later = a_run("wf:2", start=START + 100, end=START + 650)
+    meanwhile = a_run("wf:1", start=START + skew + 100, end=START + skew + 500)
+    later = a_run("wf:2", start=START + skew + 100, end=START + skew + 650)
     for agent_id in (stays, comes):
-        after.record(agent_id, [meanwhile, later], Cursor(), clock())
+        after.account(agent_id, clock() + skew, skew)
+        after.record(agent_id, [meanwhile, later], Cursor(), clock() + skew)
     counts = {n: sum(after.accounts[n].totals.finished["completed"].values()) for n in (stays, comes)}
     assert counts == {stays: 2, comes: 1}
     after.close()
