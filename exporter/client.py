@@ -252,7 +252,7 @@ def _decode(body: bytes, decoder: "msgspec.json.Decoder[Page]") -> Page:
         return decoder.decode(body)
     except msgspec.ValidationError:
         raise
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     with _slow:
         # NaN and Infinity become a number that no duration and no count can be

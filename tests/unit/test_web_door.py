@@ -721,7 +721,7 @@ def test_300_slow_clients_neither_starve_a_scrape_nor_grow_the_process(ca, write
             after = footprint()
             assert after[0] - before[0] < 100_000  # kB
             assert after[1] - before[1] <= 2
-            assert after[2] - before[2] - 300 <= web.MAX_CONNECTIONS
+            assert after[2] - before[2] - 300 <= 256  # the server holds fewer than there are
 
 
 @pytest.mark.parametrize("secure", [False, True])
