@@ -2,8 +2,7 @@
 
     [REQUESTS_CA_BUNDLE=...] python -m benchmarks.rivals naive|session|threads|floor URL AGENTS IN_FLIGHT
 
-naive    `requests.get` per agent in a loop with the API's default page of 25 runs, `json`,
-         prometheus_client's metrics, `generate_latest`
+naive    `requests.get` per agent in a loop, `json`, prometheus_client's metrics, `generate_latest`
 session  `requests.Session().get` and `json.loads` per agent in a loop, nothing else
 threads  the same with as many sessions in threads as requests in flight
 floor    bare sockets in threads: the answer is received and thrown away
@@ -105,8 +104,7 @@ def main() -> None:
     """Read the arguments, run, tell."""
     kind, base, agents, in_flight = sys.argv[1:]
     rival = {"naive": naive, "session": session, "threads": threads, "floor": floor}[kind]
-    page = "" if kind == "naive" else "?pageSize=5"
-    urls = [f"{base}/api/v1/agents/{n}/runs{page}" for n in range(1, int(agents) + 1)]
+    urls = [f"{base}/api/v1/agents/{n}/runs?pageSize=5" for n in range(1, int(agents) + 1)]
     begin()
     rival(urls, int(in_flight))
     json.dump([time.perf_counter() - began[0], time.process_time() - began[1]], sys.stdout)
