@@ -19,7 +19,8 @@ FRESH = 60.0  # seconds before the ledger's last read in which the API's index m
 def run(client: "ModusClient", settings: "Settings", path: str | None, out: TextIO) -> int:
     """Print a line per agent to `out`; returns 0 when each run was counted once, else 1.
 
-    Works beside the exporter that writes `path`. Runs that ended after its last scrape are left out.
+    Works beside the exporter that writes `path`. Runs that ended after its last scrape are left out,
+    and so are counted ones older than all that the platform has kept.
     Raises LedgerError and, when the agents cannot be listed, ApiError.
     """
     if path is None:
@@ -43,16 +44,12 @@ def run(client: "ModusClient", settings: "Settings", path: str | None, out: Text
         last_read = (account.last_read if account.unread else state.meta.written) or 0.0
         ended = {run.id for run in runs.values() if _should_be_counted(run, account, since, last_read + skew)}
         listed = {run.id for run in runs.values() if run.ended}
-        counted = {id_ for id_, start in state.counted.get(agent_id, {}).items() if since <= start < 1e18}
-        missing, extra = len(ended - counted), len(counted - listed)
-        return (
-            str(agent_id),
-            str(len(ended)),
-            str(len(counted)),
-            str(missing),
-            str(extra),
-            _note(runs, counts),
-        )
+        starts = state.counted.get(agent_id, {})
+        counted = {id_ for id_, start in starts.items() if since <= start < 1e18}
+        oldest = min((run.start for run in runs.values() if run.start is not None), default=now)
+        removed = {id_ for id_ in counted - listed if starts[id_] < oldest}
+        numbers = len(ended), len(counted), len(ended - counted), len(counted - listed - removed)
+        return str(agent_id), *map(str, numbers), _note(runs, counts, len(removed))
 
     rows = side_by_side(compare, [target.id for target in targets], settings.concurrency)
     out.write(table(("agent", "runs in the api", "counted", "missing", "extra", "note"), rows))
@@ -86,8 +83,10 @@ def _should_be_counted(run: Run, account: Account, since: float, last_read: floa
     return end is None or end < last_read - FRESH
 
 
-def _note(runs: Mapping[str, Run], counts: Mapping[str, int]) -> str:
-    """Where the API's own counts contradict its list: it lists more open runs than it counts."""
+def _note(runs: Mapping[str, Run], counts: Mapping[str, int], removed: int) -> str:
+    """What the API no longer lists, or where it contradicts itself: more open runs listed than counted."""
+    if removed:
+        return f"{removed} counted are older than all that the API still lists"
     for status in OPEN_STATUSES:
         listed = sum(run.status == status for run in runs.values())
         if status in counts and listed > counts[status]:

@@ -202,3 +202,18 @@ def test_the_audit_agrees_with_a_running_exporter_and_finds_what_was_tampered_wi
     db.close()
     code, table = audit(file)
     assert (code, table.splitlines()[1].split()) == (1, [str(AGENT), "120", "119", "2", "1"])
+
+
+def test_to_the_audit_runs_that_the_platform_removed_are_not_made_up(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    for ago in range(1, 11):
+        modus.start_run(AGENT, at=modus.clock() - 600 * ago, lasts=5.0)
+    file = config(tmp_path, modus.url, AGENT)
+    with exporter(tmp_path, "--config.file", str(file)) as running:
+        running.scrape()
+    for run in modus.runs(AGENT)[-4:]:
+        modus.change(run, hidden=True)
+    code, table = audit(file)
+    assert (code, table.splitlines()[1].split()[:5]) == (0, [str(AGENT), "6", "10", "0", "0"])
+    assert "4 counted are older than all that the API still lists" in table
