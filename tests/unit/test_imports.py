@@ -1,6 +1,10 @@
 """Which file imports which: data flows one way, and only `cli` knows all the parts."""
 
 import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,3 +58,16 @@ def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
 
 def test_the_table_of_arrows_names_exactly_the_files_there_are() -> None:
     assert MAY_IMPORT.keys() == {path.stem for path in PACKAGE.glob("*.py")}
+
+
+def test_each_library_that_is_imported_is_declared_and_none_besides() -> None:
+    """Also those that another library brings along: it may stop to."""
+    trees = [ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    libraries = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"exporter"}
+    known = importlib.metadata.packages_distributions()
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[<>=]", dependency)[0] for dependency in project["dependencies"]}
+    assert {known[library][0].lower().replace("_", "-") for library in libraries} == declared
