@@ -1,18 +1,11 @@
-"""ModusClient: one page of the Modus API per call, as typed values or an ApiError.
-
-Built on the connection pool below `requests` (that of urllib3): one TLS context, redirects never
-followed. `requests` reads proxies and CA bundle from the environment, once; its own layer would cost
-a fifth of the CPU of a call (benchmarks/RESULTS.md).
-"""
+"""ModusClient: one page of the Modus API per call, as typed values or an ApiError."""
 
 import bisect
 import email.utils
 import functools
 import http.client
-import io
 import json
 import logging
-import os
 import random
 import re
 import socket
@@ -24,15 +17,13 @@ from collections.abc import Callable
 from datetime import UTC
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-import certifi
 import msgspec
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.util.ssl_ import create_urllib3_context
 
 from exporter import __version__
 from exporter.model import AgentsPage, ApiError, Reason, Run, RunsPage, printable
+from exporter.transport import call, cause, pool, time_left
 
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 RETRIES = 2  # of a 5xx or a reset, besides the first try
@@ -52,7 +43,6 @@ HEADERS = {
 }
 
 log = logging.getLogger(__name__)
-_call = threading.local()  # of this thread's running call: until and monotonic; reused: an old connection
 _slow = threading.Lock()  # one tolerant decoding at a time: it can take many times its body's memory
 Page = TypeVar("Page")
 
@@ -114,109 +104,6 @@ class _Fault(NamedTuple):
     reset: bool = False
 
 
-def _time_left() -> float:
-    left: float = _call.until - _call.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-class _TimedReads(io.RawIOBase):
-    """A socket's reads, each allowed the time that the call has left: a trickle cannot stretch it."""
-
-    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
-        self._sock, self._raw = sock, raw
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(_time_left())
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_TimedReads(sock, self.fp.detach()))
-
-    def begin(self) -> None:
-        super().begin()
-        if self.msg.defects:  # urllib3 would log the headers, whatever is in them, and go on without some
-            raise http.client.HTTPException("malformed headers")
-
-
-class _TimedTls(ssl.SSLSocket):
-    def do_handshake(self, block: bool = False) -> None:
-        self.settimeout(_time_left())  # the handshake as a whole keeps to it
-        super().do_handshake(block)
-
-
-def _connect(conn: urllib3.connection.HTTPConnection) -> socket.socket:
-    """Connect to the first address that answers; each gets its share of the time that is left."""
-    _call.reused = False
-    addresses = socket.getaddrinfo(conn.host.strip("[]"), conn.port, type=socket.SOCK_STREAM)
-    for n, (family, kind, protocol, _, address) in enumerate(addresses, 1):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(_time_left() / (len(addresses) - n + 1))
-            for option in conn.socket_options or ():
-                sock.setsockopt(*option)
-            sock.connect(address)
-        except OSError:
-            sock.close()
-            if n == len(addresses):
-                raise
-        else:
-            return sock
-    raise socket.gaierror(socket.EAI_NONAME, "no address")
-
-
-class _Http(urllib3.connection.HTTPConnection):
-    response_class = _TimedResponse
-    _new_conn = _connect
-
-
-class _Https(urllib3.connection.HTTPSConnection):
-    response_class = _TimedResponse
-    _new_conn = _connect
-
-
-def _pool(base_url: str, connections: int) -> tuple[Any, str]:
-    """One pool of timed connections, sharing one TLS context, and what precedes a path in a request's line.
-
-    Proxies and CA bundle are those of the environment, as `requests` reads it.
-    """
-    with requests.Session() as session:
-        settings = session.merge_environment_settings(base_url, {}, None, None, None)
-    proxies = dict(settings["proxies"])
-    proxy = requests.utils.select_proxy(base_url, proxies)
-    if proxy and proxy.lower().startswith("socks"):
-        raise ApiError("connection", "SOCKS proxies are not supported")
-    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
-    request = requests.Request("GET", base_url).prepare()
-    pool: Any = adapter.get_connection_with_tls_context(request, True, proxies)
-    pool.ConnectionCls = _Https if pool.scheme == "https" else _Http
-    if pool.scheme == "https":
-        bundle = settings["verify"]
-        pool.conn_kw["ssl_context"] = _tls(certifi.where() if bundle is True else str(bundle))
-    return pool, adapter.request_url(request, proxies)
-
-
-def _tls(bundle: str) -> ssl.SSLContext:
-    context = create_urllib3_context()
-    context.sslsocket_class = _TimedTls
-    try:
-        context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
-    except OSError as exc:
-        raise ApiError("connection", f"cannot read the CA bundle {bundle}: {exc.strerror or exc}") from None
-    return context
-
-
 @functools.lru_cache(maxsize=16)
 def _http_date(text: str) -> float | None:
     try:
@@ -224,14 +111,6 @@ def _http_date(text: str) -> float | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _cause(exc: BaseException) -> BaseException:
-    """The system's or the parser's own error below the libraries' wrappings."""
-    telling = (http.client.HTTPException, urllib3.exceptions.DecodeError)
-    while isinstance(exc, urllib3.exceptions.HTTPError) and not isinstance(exc, telling) and exc.__context__:
-        exc = exc.__context__
-    return exc
 
 
 def _quote(text: str, secret: str, limit: int = 200) -> str:
@@ -326,7 +205,7 @@ class ModusClient:
             parts = urllib.parse.urlsplit(prepared)
             self._host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
             self._base = f"{self._host}{parts.path.rstrip('/')}/api/v1/"
-            self._pool, self._target = _pool(self._base, concurrency)
+            self._pool, self._target = pool(self._base, concurrency)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as exc:
             # the text of a library's error may hold a proxy's password
             text = f"modus.base_url or the proxy cannot be used ({type(exc).__name__})"
@@ -398,8 +277,8 @@ class ModusClient:
     ) -> tuple[Page, _Answer]:
         """One page and the answer it came in, by the route that is known to work or is found to."""
         start = self._monotonic()
-        _call.until, _call.monotonic = min(deadline, start + self._timeout), self._monotonic
-        _call.limit = "deadline" if deadline <= start + self._timeout else "timeout"
+        call.until, call.monotonic = min(deadline, start + self._timeout), self._monotonic
+        call.limit = "deadline" if deadline <= start + self._timeout else "timeout"
         if encoded := urllib.parse.urlencode({k: v for k, v in query.items() if v is not None}):
             suffix = f"{suffix}?{encoded}"
         known = self._route
@@ -452,12 +331,12 @@ class ModusClient:
                 return self._once(operation, path, decoder)
             except ApiError as exc:
                 error = exc
-            if isinstance(error, _ResetError) and _call.reused:
+            if isinstance(error, _ResetError) and call.reused:
                 continue  # the server had closed an idle connection: no fault, and the pool has one less
             pause = self._jitter() * BACKOFF * 2**attempt
             attempt += 1
             retry = isinstance(error, _ResetError) or error.reason == "server_error"
-            if not retry or attempt > RETRIES or self._monotonic() + pause >= _call.until:
+            if not retry or attempt > RETRIES or self._monotonic() + pause >= call.until:
                 raise error
             self._sleep(pause)
 
@@ -468,8 +347,8 @@ class ModusClient:
         if begin < self._closed_until:
             pause = self._closed_until - begin
             raise ApiError("rate_limited", f"{where}: not asked, the API wants {pause:.0f} s more of silence")
-        if begin >= _call.until:
-            raise ApiError(_call.limit, f"{where}: not asked, no time left")
+        if begin >= call.until:
+            raise ApiError(call.limit, f"{where}: not asked, no time left")
         token = self._token()
         if not re.fullmatch("[!-~]+", token):
             raise ApiError("unauthorized", "the token is empty or not fit for a header: check modus.token")
@@ -477,7 +356,7 @@ class ModusClient:
         try:
             answer = self._exchange(path, token)
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError) as exc:
-            fault = self._broken(_cause(exc), token)
+            fault = self._broken(cause(exc), token)
         self._count(operation, str(answer.status) if answer else fault.reason, self._monotonic() - begin)
         if answer and answer.status == 200:
             try:
@@ -492,12 +371,12 @@ class ModusClient:
 
     def _exchange(self, path: str, token: str) -> _Answer:
         """Send one request and read its answer whole, as the libraries' errors."""
-        _call.reused = True  # until a connection is made for it
+        call.reused = True  # until a connection is made for it
         response = self._pool.urlopen(
             "GET",
             self._target + path,
             headers=HEADERS | {"Authorization": f"Bearer {token}"},
-            timeout=_time_left(),
+            timeout=time_left(),
             retries=False,
             redirect=False,
             assert_same_host=False,
@@ -538,9 +417,9 @@ class ModusClient:
         match exc:
             case TimeoutError() | urllib3.exceptions.TimeoutError():
                 limit = f"{self._timeout:g} s (modus.timeout)"
-                if _call.limit == "deadline":
+                if call.limit == "deadline":
                     limit = "the scrape's deadline"
-                return _Fault(_call.limit, f"no whole answer within {limit}")
+                return _Fault(call.limit, f"no whole answer within {limit}")
             case socket.gaierror() | UnicodeError():
                 return _Fault("connection", "DNS: the host name cannot be resolved")
             case ConnectionRefusedError():
