@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from exporter.web import Server, application, listen
+from exporter.door import Server, listen
+from exporter.web import application
 from exporter.webconfig import WebConfigFile
 from tests.oracle import rendered
 

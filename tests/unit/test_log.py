@@ -183,6 +183,8 @@ def test_the_level_says_from_where_on_this_package_is_heard(level, heard):
 
 @pytest.mark.parametrize("name", ["urllib3.connectionpool", "uvicorn.error", "asyncio"])
 def test_libraries_are_heard_from_warning_on_only(name):
+    logging.getLogger(name).setLevel(logging.NOTSET)  # whatever a server in another test has set
+
     def write(_):
         logging.getLogger(name).debug("request")
         logging.getLogger(name).info("started")

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from exporter import __version__
-from exporter.web import application, gzip_accepted, listen, negotiate, scrape_timeout
+from exporter.door import listen
+from exporter.web import application, gzip_accepted, negotiate, scrape_timeout
 from exporter.webconfig import WebConfigFile, WebError
 from tests.webserver import exposition, running
 

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from exporter import web, webconfig
+from exporter import door, webconfig
 from exporter.webconfig import WebConfigFile, WebError
 from tests.webserver import exposition, running
 
@@ -613,7 +613,7 @@ def test_nonsense_in_a_body_ends_the_connection_and_nothing_else(caplog):
 
 
 def test_a_client_that_trickles_its_request_is_dropped(monkeypatch):
-    monkeypatch.setattr(web, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(door, "REQUEST_SECONDS", 1.0)
     with running() as site, socket.create_connection(("127.0.0.1", site.port)) as sock:
         sock.settimeout(0.2)
         with contextlib.suppress(ConnectionError):
@@ -626,7 +626,7 @@ def test_a_client_that_trickles_its_request_is_dropped(monkeypatch):
 
 
 def test_a_second_request_that_trickles_is_dropped_too(monkeypatch):
-    monkeypatch.setattr(web, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(door, "REQUEST_SECONDS", 1.0)
     with running() as site, socket.create_connection(("127.0.0.1", site.port)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert sock.recv(65536)
@@ -635,15 +635,15 @@ def test_a_second_request_that_trickles_is_dropped_too(monkeypatch):
 
 
 def test_an_idle_connection_is_closed_later_than_a_scrape_interval(monkeypatch):
-    assert web.IDLE_SECONDS > 60
-    monkeypatch.setattr(web, "IDLE_SECONDS", 1)
+    assert door.IDLE_SECONDS > 60
+    monkeypatch.setattr(door, "IDLE_SECONDS", 1)
     with running() as site, socket.create_connection(("127.0.0.1", site.port)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert closed_by_peer(sock)
 
 
 def test_an_unfinished_tls_handshake_is_dropped(ca, write, monkeypatch):
-    monkeypatch.setattr(web, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(door, "REQUEST_SECONDS", 1.0)
     with running(config=write(TLS % "")) as site, socket.create_connection(("127.0.0.1", site.port)) as sock:
         sock.sendall(b"\x16\x03\x01")
         assert closed_by_peer(sock)
@@ -667,7 +667,7 @@ def slow_reader(port, tls=None):
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_a_client_that_does_not_take_its_answer_is_dropped(ca, write, monkeypatch, secure):
-    monkeypatch.setattr(web, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(door, "ANSWER_SECONDS", 1.0)
     config = write(TLS % "") if secure else None
     with (
         running(scrape=long_pass, config=config) as site,
@@ -678,7 +678,7 @@ def test_a_client_that_does_not_take_its_answer_is_dropped(ca, write, monkeypatc
 
 
 def test_a_client_that_trickles_its_answer_is_dropped_too(monkeypatch):
-    monkeypatch.setattr(web, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(door, "ANSWER_SECONDS", 2.0)
     with running(scrape=long_pass) as site, slow_reader(site.port) as sock:
         taken = 0
         while site.server._doors():  # never idle, but too slow
@@ -689,7 +689,7 @@ def test_a_client_that_trickles_its_answer_is_dropped_too(monkeypatch):
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_only_a_few_answers_wait_for_slow_readers(ca, write, monkeypatch, secure):
-    monkeypatch.setattr(web, "MAX_UNREAD", 3)
+    monkeypatch.setattr(door, "MAX_UNREAD", 3)
     tls = ca.client() if secure else None
     with (
         running(scrape=long_pass, config=write(TLS % "") if secure else None) as site,
@@ -726,7 +726,7 @@ def test_300_slow_clients_neither_starve_a_scrape_nor_grow_the_process(ca, write
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_when_all_places_are_taken_the_longest_idle_makes_room(ca, write, monkeypatch, secure):
-    monkeypatch.setattr(web, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(door, "MAX_CONNECTIONS", 5)
     with running(config=write(TLS % "") if secure else None) as site, contextlib.ExitStack() as stack:
         idle = [stack.enter_context(socket.create_connection(("127.0.0.1", site.port))) for _ in range(20)]
         assert site.get("/metrics", tls=ca.client() if secure else None).status == 200
@@ -736,7 +736,7 @@ def test_when_all_places_are_taken_the_longest_idle_makes_room(ca, write, monkey
 
 
 def test_a_request_that_is_being_answered_never_makes_room(monkeypatch):
-    monkeypatch.setattr(web, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(door, "MAX_CONNECTIONS", 3)
     entered, release = threading.Semaphore(0), threading.Event()
     with running(scrape=lambda timeout, openmetrics: entered.release() or (release.wait(20) and [])) as site:
         answers = []
@@ -779,7 +779,8 @@ def test_scrapes_at_once_are_bounded_and_more_are_told_so():
 
 SCRIPT = """
 import logging, os, sys, time
-from exporter.web import WebError, serve
+from exporter.web import serve
+from exporter.webconfig import WebError
 class Lines(logging.Formatter):
     def format(self, record):
         return f"{record.message if hasattr(record, 'message') else record.getMessage()} {record.fields}"
@@ -804,7 +805,7 @@ os._exit(0)  # as the command line does: nobody waits for a scrape that is still
 
 @contextlib.contextmanager
 def process(address="127.0.0.1:0"):
-    root = os.path.dirname(os.path.dirname(web.__file__))
+    root = os.path.dirname(os.path.dirname(door.__file__))
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, address],
         stdout=subprocess.PIPE,
@@ -875,7 +876,7 @@ def test_sighup_reloads_and_a_failure_is_one_line():
 
 
 def test_an_address_in_use_ends_it_with_one_line():
-    with web.listen("127.0.0.1:0") as listener, process(f"127.0.0.1:{listener.getsockname()[1]}") as child:
+    with door.listen("127.0.0.1:0") as listener, process(f"127.0.0.1:{listener.getsockname()[1]}") as child:
         out, err = child.communicate(timeout=20)
     assert (child.returncode, out, err.count("\n")) == (1, "", 1)
     assert "Address already in use" in err
@@ -883,7 +884,7 @@ def test_an_address_in_use_ends_it_with_one_line():
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 def test_as_process_1_a_signal_ends_it():
-    root = os.path.dirname(os.path.dirname(web.__file__))
+    root = os.path.dirname(os.path.dirname(door.__file__))
     command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", SCRIPT, "127.0.0.1:0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
