@@ -97,8 +97,6 @@ def main(argv: list[str] | None = None) -> int:
     args = argparse.Namespace(**{re.sub(r"[.-]", "_", name): value for name, value in options.items()})
     if args.shard >= args.total_shards:
         parser.error(f"--shard: expected less than --total-shards ({args.total_shards}), got {args.shard}")
-    if not args.web_telemetry_path.startswith("/") or args.web_telemetry_path == "/":
-        parser.error(f"--web.telemetry-path: expected a path like /metrics, got {args.web_telemetry_path!r}")
     logs.setup(args.log_level, args.log_format)
     signal.signal(signal.SIGTERM, _leave_at_once)
     signal.signal(signal.SIGINT, _leave_at_once)

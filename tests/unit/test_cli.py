@@ -50,7 +50,10 @@ def test_the_version() -> None:
         (["--log.level", "loud"], "--log.level"),
         (["--shard", "2", "--total-shards", "2"], "--shard: expected less than --total-shards (2), got 2"),
         (["--total-shards", "none"], "expected a whole number from 1 on, got 'none'"),
-        (["--web.telemetry-path", "metrics"], "expected a path like /metrics"),
+        (
+            ["--demo", "--web.telemetry-path", "metrics"],
+            "--web.telemetry-path: expected a path like /metrics",
+        ),
         (["--demo", "--web.listen-address", "nowhere"], "expected host:port or :port"),
         (["--config.file", "/no/such/file.yaml"], "/no/such/file.yaml: "),
         (["--demo", "--web.config.file", "/no/such/web.yaml"], "/no/such/web.yaml"),
