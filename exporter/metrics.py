@@ -235,34 +235,33 @@ def _family(
     row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]], openmetrics: bool
 ) -> Iterator[str]:
     """The family's text, a point at a time, its head with the first one."""
-    base = row.name.removesuffix("_total")
-    head = f"# HELP {base if openmetrics else row.name} {row.help}\n"
-    head += f"# TYPE {base if openmetrics else row.name} {row.kind}\n"
+    name, base = row.name, row.name.removesuffix("_total")
+    head = f"# HELP {base if openmetrics else name} {row.help}\n"
+    head += f"# TYPE {base if openmetrics else name} {row.kind}\n"
     bounds = tuple(snapshot.bounds if row.per_agent else snapshot.request_bounds)
     own: dict[tuple[str, ...], str] = {}  # label values -> text
-    for agent, point in _points(row, snapshot, agents):
-        value, created = point.value, point.created
-        if point.labels not in own:
-            own[point.labels] = _own_labels(row.labels, point.labels, not agent)
-        labels = agent + own[point.labels]
-        if isinstance(value, Distribution):
-            buckets = _bucket_labels(row.labels, point.labels, bounds, not agent)
-            text, created = _distribution(row.name, agent, labels, value, buckets, openmetrics), value.created
-        else:
-            text = f"{row.name}{labels}{_number(value)}\n"
-        if openmetrics and created is not None:  # right behind its samples: Prometheus 3 looks for it there
-            text += f"{base}_created{labels}{_number(created)}\n"
-        yield head + text
-        head = ""
+    for agent, points in _points(row, snapshot, agents):
+        for point in points:
+            if point.labels not in own:
+                own[point.labels] = _own_labels(row.labels, point.labels, not agent)
+            labels, value, created = agent + own[point.labels], point.value, point.created
+            if isinstance(value, Distribution):
+                buckets = _bucket_labels(row.labels, point.labels, bounds, not agent)
+                yield head + _distribution(name, agent, labels, value, buckets, openmetrics)
+            elif openmetrics and created is not None:
+                yield f"{head}{name}{labels}{_number(value)}\n{base}_created{labels}{_number(created)}\n"
+            else:
+                yield f"{head}{name}{labels}{_number(value)}\n"
+            head = ""
 
 
 def _points(
     row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]]
-) -> Iterator[tuple[str, Point]]:
-    """The row's points, each behind the labels of its agent, with the brace before them."""
+) -> Iterable[tuple[str, Iterable[Point]]]:
+    """The row's points of each agent, behind its labels with the brace before them; or those of no agent."""
     if row.per_agent:
-        return ((labels, point) for agent, labels in agents for point in row.per_agent(agent))
-    return (("", point) for point in (row.overall(snapshot) if row.overall else ()))
+        return ((labels, row.per_agent(agent)) for agent, labels in agents)
+    return [("", row.overall(snapshot))] if row.overall else []
 
 
 def _distribution(
@@ -276,12 +275,15 @@ def _distribution(
     exemplars = (distribution.exemplars if openmetrics else ()) or repeat(None, len(bucket_labels))
     bucket = f"{name}_bucket{agent}"
     lines = []
-    total = 0
+    total, text = 0, _number(0)
     for own, n, newest in zip(bucket_labels, distribution.buckets, exemplars, strict=True):
-        total += n
-        lines.append(f"{bucket}{own}{_number(total)}{_exemplar(newest) if newest else ''}\n")
-    lines.append(f"{name}_count{labels}{_number(total)}\n")
-    lines.append(f"{name}_sum{labels}{_number(distribution.sum)}\n")
+        if n:
+            total += n
+            text = _number(total)
+        lines.append(f"{bucket}{own}{text}{_exemplar(newest) if newest else ''}\n")
+    lines.append(f"{name}_count{labels}{text}\n{name}_sum{labels}{_number(distribution.sum)}\n")
+    if openmetrics:  # right behind the samples: Prometheus 3 looks for it from there on
+        lines.append(f"{name}_created{labels}{_number(distribution.created)}\n")
     return "".join(lines)
 
 
