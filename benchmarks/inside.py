@@ -90,7 +90,6 @@ def measure(agents: int, scrapes: int) -> dict[str, float]:
         early = 0.0
         parts = Parts()
         write, record = ledger.commit, collector._record
-        steady = 0.0
         collector._record = parts.timed("count", record)  # type: ignore[method-assign,assignment]
         scrape = parts.timed("scrape", collector.scrape)
         text = parts.timed("render", shown)

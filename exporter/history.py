@@ -135,8 +135,8 @@ def _merged(newer: Gap, older: Gap) -> Gap:
 
 
 def _goes_on(page: RunsPage, floor: float) -> bool:
-    starts = _starts(page)
-    return page.next_page_token is not None and not (starts and starts[-1] < floor)
+    oldest = next((start for run in reversed(page.runs) if (start := run.start) is not None), floor)
+    return page.next_page_token is not None and oldest >= floor
 
 
 def _starts(page: RunsPage) -> list[float]:
