@@ -3,9 +3,9 @@
 import gzip
 from dataclasses import replace
 
-from exporter.collector import RunsCollector
-from exporter.demo import SimulatedModus
-from exporter.ledger import Ledger
+from exporter.demo.simulator import SimulatedModus
+from exporter.metrics.collector import RunsCollector
+from exporter.runs.ledger import Ledger
 from tests.simulation import BOUNDS, DAY, Clock, DirectApi, settings
 
 INTERVAL = 60.0  # seconds between scrapes

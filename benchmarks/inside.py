@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.run import api
-from exporter.client import REQUEST_BUCKETS, ModusClient
-from exporter.collector import RunsCollector, Settings
 from exporter.config import Config
-from exporter.discovery import Target
-from exporter.ledger import Ledger
-from exporter.metrics import expose
-from exporter.reader import Limits
+from exporter.metrics.collector import RunsCollector, Settings
+from exporter.metrics.table import expose
+from exporter.modus.client import REQUEST_BUCKETS, ModusClient
+from exporter.modus.discovery import Target
+from exporter.runs.ledger import Ledger
+from exporter.runs.reader import Limits
 
 SETTLED = 50  # scrapes after which memory is taken for the first time
 

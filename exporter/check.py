@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from exporter.discovery import Target, list_agents
-from exporter.model import TOTAL_COUNT, ApiError, printable
+from exporter.modus.discovery import Target, list_agents
+from exporter.modus.model import TOTAL_COUNT, ApiError, printable
 
 if TYPE_CHECKING:  # handed in
-    from exporter.client import ModusClient
-    from exporter.collector import Settings
+    from exporter.metrics.collector import Settings
+    from exporter.modus.client import ModusClient
 
 T = TypeVar("T")
 R = TypeVar("R")

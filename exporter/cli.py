@@ -17,10 +17,8 @@ from typing import NoReturn
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
-from exporter import __version__, audit, check
+from exporter import __version__, check
 from exporter import log as logs
-from exporter.client import REQUEST_BUCKETS, ModusClient
-from exporter.collector import RunsCollector, Settings
 from exporter.config import (
     AgentConfig,
     Config,
@@ -36,15 +34,18 @@ from exporter.config import (
 from exporter.config import (
     Discovery as DiscoveryConfig,
 )
-from exporter.demo import SimulatedModus
-from exporter.discovery import Discovery, Target
-from exporter.ledger import Ledger
-from exporter.metrics import expose
-from exporter.model import ApiError
-from exporter.reader import Limits
-from exporter.state import LedgerError
-from exporter.web import serve
-from exporter.webconfig import WebConfigFile, WebError
+from exporter.demo.simulator import SimulatedModus
+from exporter.metrics.collector import RunsCollector, Settings
+from exporter.metrics.table import expose
+from exporter.modus.client import REQUEST_BUCKETS, ModusClient
+from exporter.modus.discovery import Discovery, Target
+from exporter.modus.model import ApiError
+from exporter.runs import audit
+from exporter.runs.ledger import Ledger
+from exporter.runs.reader import Limits
+from exporter.runs.store import LedgerError
+from exporter.web.pages import serve
+from exporter.web.webconfig import WebConfigFile, WebError
 
 DEMO_RETENTION = 7 * 86400.0  # seconds
 log = logging.getLogger("exporter.cli")

@@ -10,8 +10,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar as SampleExemplar
 from prometheus_client.utils import floatToGoString
 
-from exporter.metrics import TABLE, Distribution, Point, Row, Snapshot, expose
-from exporter.model import Exemplar, printable
+from exporter.metrics.table import TABLE, Distribution, Point, Row, Snapshot, expose
+from exporter.modus.model import Exemplar, printable
 
 END = b"# EOF\n"  # after the metrics of the process, which come last
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from exporter.collector import RunsCollector, Settings
-from exporter.demo import SimulatedModus
-from exporter.discovery import Target
-from exporter.ledger import Ledger
-from exporter.metrics import AgentSnapshot
-from exporter.model import AgentsPage, ApiError, Run, RunsPage
-from exporter.reader import Limits
+from exporter.demo.simulator import SimulatedModus
+from exporter.metrics.collector import RunsCollector, Settings
+from exporter.metrics.table import AgentSnapshot
+from exporter.modus.discovery import Target
+from exporter.modus.model import AgentsPage, ApiError, Run, RunsPage
+from exporter.runs.ledger import Ledger
+from exporter.runs.reader import Limits
 
 BOUNDS = (1.0, 10.0, 60.0, 600.0)
 DAY = 86400.0

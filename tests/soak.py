@@ -21,9 +21,9 @@ from pathlib import Path
 
 import requests
 
-from exporter.demo import Answer, Request, SimulatedModus, SimulatedRun
-from exporter.model import OPEN_STATUSES
-from exporter.state import read_state
+from exporter.demo.simulator import Answer, Request, SimulatedModus, SimulatedRun
+from exporter.modus.model import OPEN_STATUSES
+from exporter.runs.store import read_state
 from tests.e2e.harness import OPENMETRICS, Exporter, Scrape, config, wait_for
 from tests.e2e.test_counting import audit
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from exporter.door import Server, listen
-from exporter.web import application
-from exporter.webconfig import WebConfigFile
+from exporter.web.pages import application
+from exporter.web.server import Server, listen
+from exporter.web.webconfig import WebConfigFile
 from tests.oracle import rendered
 
 NAME = 'Support "EU" \\ Zürich\n東京'

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from exporter.demo import Request, SimulatedModus, SimulatedRun
+from exporter.demo.simulator import Request, SimulatedModus, SimulatedRun
 from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, wait_for
 
 AGENT = 7

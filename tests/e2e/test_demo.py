@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.metrics import TABLE
+from exporter.metrics.table import TABLE
 from tests.e2e.harness import Exporter, Prometheus, exporter, get, program, wait_for
 
 

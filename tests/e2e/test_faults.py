@@ -18,10 +18,10 @@ import bcrypt
 import pytest
 import requests
 
-from exporter.demo import Answer, Request, SimulatedModus
-from exporter.ledger import Ledger
-from exporter.model import Cursor, Run
-from exporter.state import read_state
+from exporter.demo.simulator import Answer, Request, SimulatedModus
+from exporter.modus.model import Cursor, Run
+from exporter.runs.ledger import Ledger
+from exporter.runs.store import read_state
 from tests.e2e.harness import OPENMETRICS, Exporter, Process, Scrape, config, exporter, get, wait_for
 from tests.e2e.test_counting import audit
 

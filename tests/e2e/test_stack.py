@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from exporter.demo import SimulatedModus
-from exporter.discovery import Target
-from exporter.metrics import expose
+from exporter.demo.simulator import SimulatedModus
+from exporter.metrics.table import expose
+from exporter.modus.discovery import Target
 from tests import dashboards
 from tests.e2e.harness import Prometheus, Webhook, exporter, program, wait_for
 from tests.e2e.test_alertmanager import Alertmanager

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.metrics import AgentSnapshot, Snapshot
-from exporter.model import Exemplar, Totals
+from exporter.metrics.table import AgentSnapshot, Snapshot
+from exporter.modus.model import Exemplar, Totals
 from tests.oracle import expected, exposed
 
 HERE = Path(__file__).parent

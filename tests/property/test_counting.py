@@ -16,8 +16,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from exporter.demo import SimulatedModus, SimulatedRun
-from exporter.model import ApiError
+from exporter.demo.simulator import SimulatedModus, SimulatedRun
+from exporter.modus.model import ApiError
 from tests.simulation import BOUNDS, DAY, Clock, Exporter, finished
 from tests.simulation import settings as exporter_settings
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from exporter.ledger import Ledger
-from exporter.metrics import AgentSnapshot, Snapshot
-from exporter.model import Cursor, Run
+from exporter.metrics.table import AgentSnapshot, Snapshot
+from exporter.modus.model import Cursor, Run
+from exporter.runs.ledger import Ledger
 from tests.oracle import expected, exposed
 from tests.simulation import BOUNDS, START
 

@@ -4,8 +4,8 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from exporter.demo import SimulatedModus
-from exporter.state import read_state
+from exporter.demo.simulator import SimulatedModus
+from exporter.runs.store import read_state
 from tests.simulation import DAY, Clock, Exporter, finished, settings
 
 AGENT = 7

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from exporter import __version__
-from exporter.demo import SimulatedModus
+from exporter.demo.simulator import SimulatedModus
 from tests.e2e.harness import Exporter, exporter, wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from exporter import __version__
-from exporter.client import OTHER_ROUTE_AGAIN, REQUEST_BUCKETS, ModusClient
-from exporter.model import Agent, ApiError, Run
+from exporter.modus.client import OTHER_ROUTE_AGAIN, REQUEST_BUCKETS, ModusClient
+from exporter.modus.model import Agent, ApiError, Run
 from tests.wire import Wire, answering, failure, page, response, run
 
 TOKEN = "modus_pat_org_prefix_secret"  # noqa: S105
@@ -211,7 +211,7 @@ def test_the_route_agents_comes_first(api):
 
 
 def test_the_renamed_route_is_found_remembered_and_told_once(api, caplog):
-    caplog.set_level(logging.INFO, "exporter.client")
+    caplog.set_level(logging.INFO, "exporter.modus.client")
     wire, client = api(routes("workflows"), resource="auto")
     for _ in range(3):
         ask(client)
@@ -283,7 +283,7 @@ def test_a_missing_scope_proves_the_route(api):
 
 
 def test_many_threads_learn_one_route(api, caplog):
-    caplog.set_level(logging.INFO, "exporter.client")
+    caplog.set_level(logging.INFO, "exporter.modus.client")
     meet = threading.Barrier(32)
 
     def answer(head):

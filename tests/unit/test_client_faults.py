@@ -15,8 +15,8 @@ from email.utils import formatdate
 
 import pytest
 
-from exporter.client import BACKOFF, DEFAULT_PAUSE, LONGEST_PAUSE, RETRIES, ModusClient
-from exporter.model import ApiError
+from exporter.modus.client import BACKOFF, DEFAULT_PAUSE, LONGEST_PAUSE, RETRIES, ModusClient
+from exporter.modus.model import ApiError
 from tests.wire import Wire, answering, failure, page, response, run
 
 TOKEN = "modus_pat_org_prefix_secret"  # noqa: S105

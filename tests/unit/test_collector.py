@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from exporter.client import REQUEST_BUCKETS, ModusClient
-from exporter.collector import MAX_LINES, RunsCollector, Settings
-from exporter.demo import Answer, SimulatedModus
-from exporter.discovery import Discovery
-from exporter.ledger import Ledger
-from exporter.metrics import AgentSnapshot, Snapshot
-from exporter.model import LONGEST_LABEL, AgentsPage, ApiError, RunsPage
+from exporter.demo.simulator import Answer, SimulatedModus
+from exporter.metrics.collector import MAX_LINES, RunsCollector, Settings
+from exporter.metrics.table import AgentSnapshot, Snapshot
+from exporter.modus.client import REQUEST_BUCKETS, ModusClient
+from exporter.modus.discovery import Discovery
+from exporter.modus.model import LONGEST_LABEL, AgentsPage, ApiError, RunsPage
+from exporter.runs.ledger import Ledger
 from tests.e2e.harness import wait_for
 from tests.simulation import BOUNDS, START, Clock, DirectApi, finished, settings
 
@@ -190,7 +190,7 @@ def test_the_log_has_one_line_per_change_and_not_one_per_scrape(
     modus: SimulatedModus, caplog: pytest.LogCaptureFixture
 ) -> None:
     exporter = Exporter(modus, None, settings(ILL, WELL))
-    caplog.set_level(logging.INFO, "exporter.collector")
+    caplog.set_level(logging.INFO, "exporter.metrics.collector")
     for fault in (None, lambda _: modus.error(500), None):
         modus.fault = fault
         for _ in range(3):
@@ -208,7 +208,7 @@ def test_the_log_has_one_line_per_change_and_not_one_per_scrape(
 def test_many_agents_that_fail_at_once_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     modus = SimulatedModus(fleet={}, clock=Clock())
     collector, _ = direct(modus, settings(*range(200)))
-    caplog.set_level(logging.INFO, "exporter.collector")
+    caplog.set_level(logging.INFO, "exporter.metrics.collector")
     collector.scrape(None)
     assert len(caplog.records) == MAX_LINES + 1
     assert caplog.records[-1].fields == {"more": 200 - MAX_LINES, "unreadable": 200}  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exporter.metrics import TABLE
+from exporter.metrics.table import TABLE
 from tests import dashboards
 
 GRAFANA = Path(__file__).parents[2] / "grafana"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from exporter.demo import ABSENT, DAY, FLEET, HOUR, MINUTE, Answer, SimulatedModus
+from exporter.demo.simulator import ABSENT, DAY, FLEET, HOUR, MINUTE, Answer, SimulatedModus
 
 BORN = 1_790_000_000.0
 

@@ -5,10 +5,10 @@ from concurrent.futures import Future
 
 import pytest
 
-from exporter.collector import Settings
-from exporter.demo import SimulatedModus
-from exporter.discovery import Discovery, Target, list_agents
-from exporter.model import Agent, AgentsPage, ApiError
+from exporter.demo.simulator import SimulatedModus
+from exporter.metrics.collector import Settings
+from exporter.modus.discovery import Discovery, Target, list_agents
+from exporter.modus.model import Agent, AgentsPage, ApiError
 from tests.simulation import Clock, DirectApi, Exporter, settings
 
 

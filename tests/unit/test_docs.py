@@ -7,7 +7,7 @@ import pytest
 
 from exporter.cli import _parser
 from exporter.config import load
-from exporter.metrics import TABLE
+from exporter.metrics.table import TABLE
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.demo import iso
-from exporter.history import (
+from exporter.demo.simulator import iso
+from exporter.modus.model import ApiError, Cursor, Gap, Run, RunsPage
+from exporter.runs.paging import (
     MARGIN,
     MAX_FRUITLESS,
     MAX_GAPS,
@@ -17,7 +18,6 @@ from exporter.history import (
     next_page_size,
     read_newest,
 )
-from exporter.model import ApiError, Cursor, Gap, Run, RunsPage
 
 NOW = 1_790_000_000.0
 HOUR, DAY = 3600.0, 86400.0

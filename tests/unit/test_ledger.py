@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.ledger import Ledger
-from exporter.model import Cursor, Run, shard_of
-from exporter.state import LedgerError
+from exporter.modus.model import Cursor, Run, shard_of
+from exporter.runs.ledger import Ledger
+from exporter.runs.store import LedgerError
 from tests.simulation import BOUNDS, DAY, START, Clock
 
 AGENT = 7

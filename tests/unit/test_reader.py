@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from exporter.demo import ABSENT, Answer, Request, SimulatedModus
-from exporter.reader import AgentReader, Known, SingleRunRoute
+from exporter.demo.simulator import ABSENT, Answer, Request, SimulatedModus
+from exporter.runs.reader import AgentReader, Known, SingleRunRoute
 from tests.simulation import Clock, Exporter, finished, settings
 
 AGENT = 7
@@ -144,7 +144,7 @@ def test_an_open_run_that_the_platform_removed_is_given_up_and_not_counted() -> 
 def test_a_change_that_the_counts_hide_is_found_by_the_check_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("exporter.reader.CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr("exporter.runs.reader.CHECK_INTERVAL", 0.0)
     world = World()
     deep = world.modus.start_run(AGENT)
     world.history(250, apart=300)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exporter.metrics import TABLE
-from exporter.model import OPEN_STATUSES, REASONS, TERMINAL_STATUSES
+from exporter.metrics.table import TABLE
+from exporter.modus.model import OPEN_STATUSES, REASONS, TERMINAL_STATUSES
 from tests.dashboards import selectors
 from tests.e2e.harness import program
 

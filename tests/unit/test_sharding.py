@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.demo import SimulatedModus
-from exporter.model import shard_of
+from exporter.demo.simulator import SimulatedModus
+from exporter.modus.model import shard_of
 from tests.simulation import Clock, Exporter, finished, settings
 
 AGENTS = range(1, 1001)

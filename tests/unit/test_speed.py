@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from exporter.client import ModusClient
-from exporter.demo import SimulatedModus
-from exporter.metrics import Snapshot, expose
+from exporter.demo.simulator import SimulatedModus
+from exporter.metrics.table import Snapshot, expose
+from exporter.modus.client import ModusClient
 from tests.oracle import expected
 from tests.simulation import Clock, Exporter, settings
 from tests.unit.test_ledger import a_run, ledger, record

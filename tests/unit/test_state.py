@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.ledger import Ledger
-from exporter.state import LedgerError, read_state
+from exporter.runs.ledger import Ledger
+from exporter.runs.store import LedgerError, read_state
 from tests.simulation import START, Clock
 from tests.unit.test_ledger import AGENT, a_run, finished, ledger, record
 

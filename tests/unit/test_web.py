@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from exporter import __version__
-from exporter.door import listen
-from exporter.web import application, gzip_accepted, negotiate, scrape_timeout
-from exporter.webconfig import WebConfigFile, WebError
+from exporter.web.pages import application, gzip_accepted, negotiate, scrape_timeout
+from exporter.web.server import listen
+from exporter.web.webconfig import WebConfigFile, WebError
 from tests.webserver import exposition, running
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from exporter import door, webconfig
-from exporter.webconfig import WebConfigFile, WebError
+from exporter.web import server as door
+from exporter.web import webconfig
+from exporter.web.webconfig import WebConfigFile, WebError
 from tests.webserver import exposition, running
 
 HASH = "$2a$04$W00MjpPDRoSjOflEI/NbPu9j3i0VIoRoNeoJbK/OIIqd3g.s2aUIq"  # of: secret
@@ -537,7 +538,7 @@ def test_for_an_encrypted_key_nobody_is_asked_at_the_terminal(ca, write):
     ca.issue("locked", password=b"x")
     path = write("tls_server_config: {cert_file: server.crt, key_file: locked.key}")
     ours, terminal = pty.openpty()
-    program = "import sys; from exporter.webconfig import WebConfigFile; WebConfigFile(sys.argv[1])"
+    program = "import sys; from exporter.web.webconfig import WebConfigFile; WebConfigFile(sys.argv[1])"
     with subprocess.Popen(
         [sys.executable, "-c", program, str(path)],
         start_new_session=True,
@@ -779,8 +780,8 @@ def test_scrapes_at_once_are_bounded_and_more_are_told_so():
 
 SCRIPT = """
 import logging, os, sys, time
-from exporter.web import serve
-from exporter.webconfig import WebError
+from exporter.web.pages import serve
+from exporter.web.webconfig import WebError
 class Lines(logging.Formatter):
     def format(self, record):
         return f"{record.message if hasattr(record, 'message') else record.getMessage()} {record.fields}"

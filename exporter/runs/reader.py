@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from exporter import history
-from exporter.model import OPEN_STATUSES, ApiError, Cursor, Gap, OpenRun, Run, RunsPage
+from exporter.modus.model import OPEN_STATUSES, ApiError, Cursor, Gap, OpenRun, Run, RunsPage
+from exporter.runs import paging as history
 
 if TYPE_CHECKING:  # handed in
-    from exporter.client import ModusClient
+    from exporter.modus.client import ModusClient
 
 CHECK_INTERVAL = 600.0  # seconds after which what did not change, or did not work, is looked at again
 MAX_SINGLE_RUNS = 5  # runs asked for one by one; for more of them a walk costs less

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from exporter.model import Cursor, OpenRun, Totals
+from exporter.modus.model import Cursor, OpenRun, Totals
 
 APPLICATION_ID = 0x4D4F4452  # "MODR"
 SCHEMA_VERSION = 1
 LOCK_WAIT = 0.2  # seconds for another program that has locked the file: a scrape cannot wait
 
-log = logging.getLogger("exporter.state")
+log = logging.getLogger("exporter.runs.store")
 
 
 class LedgerError(Exception):

@@ -18,7 +18,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util.ssl_ import create_urllib3_context
 
-from exporter.model import ApiError
+from exporter.modus.model import ApiError
 
 # Of this thread's call: `until`, its deadline on the clock `monotonic`; `limit`, the caller's word for that;
 # `reused`, whether it goes over a connection that was there before.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
-from exporter.model import (
+from exporter.modus.model import (
     OPEN_STATUSES,
     TERMINAL_STATUSES,
     Cursor,
@@ -27,14 +27,14 @@ from exporter.model import (
     label,
     shard_of,
 )
-from exporter.state import Account, LedgerError, Meta, State, StateFile
+from exporter.runs.store import Account, LedgerError, Meta, State, StateFile
 
 TRIGGER_TYPES = ("schedule", "webhook", "api", "slack", "manual")
 MAX_TRIGGER_TYPES = 20
 LONGEST_DURATION = 366 * 86400.0  # seconds; what is beyond is no duration
 KEEP = 3600.0  # seconds an id is kept at least: an index may show a stale status for a while
 
-log = logging.getLogger("exporter.ledger")
+log = logging.getLogger("exporter.runs.ledger")
 
 
 class Ledger:

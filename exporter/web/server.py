@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from exporter.webconfig import WebConfigFile, WebError
+from exporter.web.webconfig import WebConfigFile, WebError
 
 log = logging.getLogger("exporter.web")
 Reload = Callable[[], Awaitable[str | None]]  # answers with the one line of what went wrong

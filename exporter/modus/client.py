@@ -22,8 +22,8 @@ import requests
 import urllib3
 
 from exporter import __version__
-from exporter.model import AgentsPage, ApiError, Reason, Run, RunsPage, printable
-from exporter.transport import call, cause, pool, time_left
+from exporter.modus.adapter import call, cause, pool, time_left
+from exporter.modus.model import AgentsPage, ApiError, Reason, Run, RunsPage, printable
 
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 RETRIES = 2  # of a 5xx or a reset, besides the first try

@@ -6,11 +6,11 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from exporter.model import Agent, AgentsPage, ApiError
+from exporter.modus.model import Agent, AgentsPage, ApiError
 
 MAX_PAGES = 1000
 
-log = logging.getLogger("exporter.discovery")
+log = logging.getLogger("exporter.modus.discovery")
 
 Ask = Callable[[str | None], AgentsPage]  # page token -> page; raises ApiError
 

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from exporter import __version__
-from exporter.discovery import Discovery, Target
-from exporter.metrics import AgentSnapshot, Snapshot
-from exporter.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, Totals, label, shard_of
-from exporter.reader import AgentReader, Known, Limits, Reading, SingleRunRoute
+from exporter.metrics.table import AgentSnapshot, Snapshot
+from exporter.modus.discovery import Discovery, Target
+from exporter.modus.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, Totals, label, shard_of
+from exporter.runs.reader import AgentReader, Known, Limits, Reading, SingleRunRoute
 
 if TYPE_CHECKING:  # both are handed in
-    from exporter.client import ModusClient
-    from exporter.ledger import Ledger
+    from exporter.modus.client import ModusClient
+    from exporter.runs.ledger import Ledger
 
 MAX_LINES = 10  # log lines about agents that changed their state in one scrape
 SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
 STRAGGLER = 0.25  # seconds past the deadline after which nobody waits for a request any more
 SAME_CLOCK = 2.0  # seconds: the API tells its time in whole ones, so that readings of one skew differ
 
-log = logging.getLogger("exporter.collector")
+log = logging.getLogger("exporter.metrics.collector")
 
 
 @dataclass(frozen=True, slots=True)

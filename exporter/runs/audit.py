@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from exporter.check import find_targets, side_by_side, table
-from exporter.model import OPEN_STATUSES, ApiError, Run
-from exporter.state import Account, LedgerError, read_state
+from exporter.modus.model import OPEN_STATUSES, ApiError, Run
+from exporter.runs.store import Account, LedgerError, read_state
 
 if TYPE_CHECKING:  # handed in
-    from exporter.client import ModusClient
-    from exporter.collector import Settings
+    from exporter.metrics.collector import Settings
+    from exporter.modus.client import ModusClient
 
 PATIENCE = 3600.0  # seconds for all of it
 FRESH = 60.0  # seconds before the ledger's last read in which the API's index may still have lagged

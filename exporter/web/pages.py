@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from exporter import __version__
-from exporter.door import (
+from exporter.web.server import (
     CONTENT_POLICY,
     MAX_HEADER_BYTES,
     SECURITY_HEADERS,
@@ -29,7 +29,7 @@ from exporter.door import (
     listen,
     log_failure,
 )
-from exporter.webconfig import BasicAuth, WebConfigFile, WebError
+from exporter.web.webconfig import BasicAuth, WebConfigFile, WebError
 
 T = TypeVar("T")
 Scrape = Callable[[float | None, bool], Iterable[bytes]]  # timeout, OpenMetrics or text -> the exposition

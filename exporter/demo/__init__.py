@@ -1,0 +1,1 @@
+"""A simulated Modus API, for trying things out and for tests; it imports nothing of the exporter."""

@@ -1,0 +1,1 @@
+"""From totals to families and their text."""

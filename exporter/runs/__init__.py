@@ -1,0 +1,1 @@
+"""From pages to totals: every run once."""
