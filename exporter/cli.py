@@ -17,7 +17,7 @@ from typing import NoReturn
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
-from exporter import __version__, check
+from exporter import __version__
 from exporter import log as logs
 from exporter.config import (
     AgentConfig,
@@ -40,7 +40,7 @@ from exporter.metrics.table import expose
 from exporter.modus.client import REQUEST_BUCKETS, ModusClient
 from exporter.modus.discovery import Discovery, Target
 from exporter.modus.model import ApiError
-from exporter.runs import audit
+from exporter.runs import audit, check
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 from exporter.runs.store import LedgerError

@@ -4,8 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
-from exporter.check import find_targets, side_by_side, table
 from exporter.modus.model import OPEN_STATUSES, ApiError, Run
+from exporter.runs.check import find_targets, side_by_side, table
 from exporter.runs.store import Account, LedgerError, read_state
 
 if TYPE_CHECKING:  # handed in

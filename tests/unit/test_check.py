@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from exporter import check
 from exporter.demo.simulator import Answer, Request, SimulatedModus
 from exporter.metrics.collector import Settings
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Discovery
 from exporter.modus.model import REASONS
+from exporter.runs import check
 from tests.simulation import Clock, settings
 
 HEAD = "AGENT  NAME            REACHABLE  RUNS SEEN  WHAT IS WRONG AND HOW TO MEND IT"
