@@ -1,4 +1,4 @@
-"""The command line, and the only place where the parts are wired together."""
+"""The command line: flags and exit codes."""
 
 import argparse
 import logging
@@ -7,48 +7,19 @@ import platform
 import re
 import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import NoReturn
-
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 from exporter import __version__
 from exporter import log as logs
-from exporter.config import (
-    AgentConfig,
-    Config,
-    ConfigError,
-    Modus,
-    Positive,
-    Secret,
-    State,
-    TokenError,
-    load,
-    token_source,
-)
-from exporter.config import (
-    Discovery as DiscoveryConfig,
-)
-from exporter.demo.simulator import SimulatedModus
-from exporter.metrics.collector import RunsCollector, Settings
-from exporter.metrics.table import expose
-from exporter.modus.client import REQUEST_BUCKETS, ModusClient
-from exporter.modus.discovery import Discovery, Target
+from exporter.app import App, connect, demo, settings
+from exporter.config import ConfigError, load
 from exporter.modus.model import ApiError
 from exporter.runs import audit, check
-from exporter.runs.ledger import Ledger
-from exporter.runs.reader import Limits
 from exporter.runs.store import LedgerError
 from exporter.web.pages import serve
 from exporter.web.webconfig import WebConfigFile, WebError
-
-DEMO_RETENTION = 7 * 86400.0  # seconds
-log = logging.getLogger("exporter.cli")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,161 +87,29 @@ def _leave_at_once(number: int, frame: object) -> NoReturn:
 
 
 def _run(args: argparse.Namespace, stack: ExitStack) -> int:
-    read_config = _demo(stack) if args.demo else lambda: load(args.config_file, os.environ)
-    config = read_config()
-    client = _client(config)
-    settings = _settings(config, (args.shard, args.total_shards))
-    if args.config_check:
+    read_config = demo(stack) if args.demo else lambda: load(args.config_file, os.environ)
+    shard = args.shard, args.total_shards
+    if args.config_check or args.audit:
+        config = read_config()
+        chosen, client = settings(config, shard), connect(config)
+        if args.audit:
+            what = chosen.selection, chosen.limits, chosen.concurrency, config.state.path
+            return audit.run(client, *what, sys.stdout)
         WebConfigFile(args.web_config_file)
-        return check.run(client, settings, sys.stdout)
-    if args.audit:
-        return audit.run(client, settings, config.state.path, sys.stdout)
-    ledger = Ledger(
-        config.state.path,
-        config.histogram.buckets,
-        lookback=config.runs.lookback,
-        shard=(args.shard, args.total_shards),
-        reset_histogram=args.state_reset_histogram,
-    )
-    stack.callback(ledger.close)
-    exporter = _Exporter(args, read_config, config, client, ledger, settings)
-    stack.callback(exporter.collector.close)
-    log.info(
-        "starting",
-        extra={
-            "fields": {
-                "version": __version__,
-                "api": client.host,
-                "agents": len(config.agents),
-                "discovery": config.discovery.enabled,
-                "state": config.state.path or "in memory",
-            }
-        },
-    )
+        return check.run(client, chosen.selection, chosen.concurrency, chosen.limits.timeframe, sys.stdout)
+    app = App(read_config, shard=shard, reset_histogram=args.state_reset_histogram)
+    stack.callback(app.close)
+    app.log_start()
     serve(
         listen_address=args.web_listen_address,
-        scrape=exporter.scrape,
+        scrape=app.metrics,
         ready=lambda: True,
-        reload=exporter.reload,
+        reload=app.reload,
         telemetry_path=args.web_telemetry_path,
         web_config_file=args.web_config_file,
         enable_lifecycle=args.web_enable_lifecycle,
     )
     return 0
-
-
-class _Exporter:
-    """The running parts: scrape and reload, as the web application calls them."""
-
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        read_config: Callable[[], Config],
-        config: Config,
-        client: ModusClient,
-        ledger: Ledger,
-        settings: Settings,
-    ) -> None:
-        self._shard = (args.shard, args.total_shards)
-        self._read_config = read_config
-        self._config = config
-        self._client = client
-        self._ledger = ledger
-        self._reloaded = (True, time.time())
-        self._process = CollectorRegistry()
-        ProcessCollector(registry=self._process)
-        PlatformCollector(registry=self._process)
-        self.collector = RunsCollector(client, ledger, settings, reload_state=lambda: self._reloaded)
-
-    def scrape(self, timeout: float | None, openmetrics: bool) -> Iterator[bytes]:
-        """The exposition in pieces, the process's own metrics last; `timeout` in seconds."""
-        yield from expose(self.collector.scrape(timeout), openmetrics)
-        encode = openmetrics_exposition.generate_latest if openmetrics else generate_latest
-        yield encode(self._process)  # with the end mark of OpenMetrics
-
-    def reload(self) -> None:
-        """Read the configuration again; a bad one changes nothing. Raises ConfigError and ApiError."""
-        try:
-            config = self._use(self._read_config())
-        except BaseException:
-            self._reloaded = (False, self._reloaded[1])
-            raise
-        self._reloaded = (True, time.time())
-        log.info("configuration loaded", extra={"fields": {"agents": len(config.agents)}})
-
-    def _use(self, config: Config) -> Config:
-        for path, now, then in (
-            ("histogram.buckets", config.histogram, self._config.histogram),
-            ("state.path", config.state, self._config.state),
-        ):
-            if now != then:
-                raise ConfigError(f"{path}: cannot change while the exporter runs; restart it")
-        before = self._client
-
-        def connect() -> ModusClient:
-            if config.modus != self._config.modus:  # else the same: it knows of pauses the API asked for
-                self._client = _client(config, before)
-            return self._client
-
-        self.collector.reload(connect, _settings(config, self._shard))
-        if self._client is not before:
-            before.close()
-        self._config = config
-        return config
-
-
-def _client(config: Config, before: ModusClient | None = None) -> ModusClient:
-    read = token_source(config.modus)
-
-    def token() -> str:
-        try:
-            return read()
-        except TokenError as error:
-            raise ApiError("unauthorized", str(error)) from None
-
-    return ModusClient(
-        config.modus.base_url,
-        token,
-        resource=config.modus.resource,
-        timeout=config.modus.timeout,
-        concurrency=config.modus.concurrency,
-        stats=before.stats() if before else None,
-    )
-
-
-def _settings(config: Config, shard: tuple[int, int]) -> Settings:
-    found = config.discovery
-    return Settings(
-        targets=[Target(agent.id, expected_interval=agent.expected_interval) for agent in config.agents],
-        discovery=Discovery(found.include, found.exclude, found.refresh_interval) if found.enabled else None,
-        limits=Limits(
-            config.runs.page_size, config.runs.max_pages, config.runs.lookback, config.runs.timeframe
-        ),
-        concurrency=config.modus.concurrency,
-        timeout_offset=config.scrape.timeout_offset,
-        default_timeout=config.scrape.default_timeout,
-        min_interval=config.scrape.min_interval,
-        request_bounds=REQUEST_BUCKETS,
-        shard=shard,
-    )
-
-
-def _demo(stack: ExitStack) -> Callable[[], Config]:
-    """Start the simulated API, with a state file that goes when the exporter ends."""
-    modus = SimulatedModus(retention=DEMO_RETENTION).start()
-    stack.callback(modus.close)
-    os.environ["no_proxy"] = "127.0.0.1"  # a proxy has no way to it, and nothing else is asked
-    try:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="modus-exporter-demo-"))
-    except OSError as error:
-        raise ConfigError(f"--demo: no temporary directory: {error.strerror}; set TMPDIR") from None
-    config = Config(
-        modus=Modus(base_url=modus.url, token=Secret(modus.token)),
-        agents=(AgentConfig(107, Positive(3600)),),
-        discovery=DiscoveryConfig(enabled=True),
-        state=State(path=str(Path(directory) / "state.db")),
-    )
-    return lambda: config
 
 
 def run() -> NoReturn:

@@ -11,7 +11,7 @@ import msgspec
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector, Settings
 from exporter.metrics.table import AgentSnapshot
-from exporter.modus.discovery import Target
+from exporter.modus.discovery import Selection, Target
 from exporter.modus.model import AgentsPage, ApiError, Run, RunsPage
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
@@ -83,14 +83,14 @@ def settings(*agent_ids: int, **limits: Any) -> Settings:
     """Settings for these agents; one request at a time, so that requests come in one order."""
     chosen = {"page_size": 100, "max_pages": 20, "lookback": DAY} | limits
     return Settings(
-        targets=[Target(agent_id) for agent_id in agent_ids],
-        discovery=None,
+        selection=Selection([Target(agent_id) for agent_id in agent_ids]),
         limits=Limits(**chosen),
         concurrency=1,
         timeout_offset=0.5,
         default_timeout=60.0,
         min_interval=0.0,
         request_bounds=(),
+        reconcile_interval=0.0,
     )
 
 
@@ -106,7 +106,7 @@ class Exporter:
     ) -> None:
         self.api = DirectApi(modus)
         self.ledger = Ledger(
-            path, BOUNDS, lookback=chosen.limits.lookback, shard=chosen.shard, clock=modus.clock
+            path, BOUNDS, lookback=chosen.limits.lookback, shard=chosen.selection.shard, clock=modus.clock
         )
         self.collector = RunsCollector(
             self.api,  # type: ignore[arg-type]

@@ -4,10 +4,11 @@ Field names and meanings are those of the API reference ("List recent runs for a
 Only what the exporter uses is decoded; unknown fields are ignored.
 """
 
-import hashlib
 import re
+import traceback
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -28,6 +29,7 @@ Reason = Literal[
     "connection",
     "bad_response",
     "deadline",
+    "internal",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 
@@ -56,15 +58,6 @@ def seconds(timestamp: str | None) -> float | None:
         return None
 
 
-def shard_of(agent_id: int, total: int) -> int:
-    """The one shard of `total` that reads an agent; by rendezvous hashing few move when `total` changes."""
-
-    def weight(shard: int) -> bytes:
-        return hashlib.blake2b(f"{agent_id}/{shard}".encode(), digest_size=8).digest()
-
-    return max(range(total), key=weight)
-
-
 class Run(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """One run as the list shows it. Its identity is `id`: one workflow can have several."""
 
@@ -91,8 +84,12 @@ class Run(msgspec.Struct, frozen=True, rename="camel", gc=False):
 
     @property
     def ended(self) -> bool:
-        """Whether the status is terminal: such a run never changes again."""
-        return self.status in TERMINAL_STATUSES
+        """Whether it will not change any more: a terminal status, or an unknown one that names an end."""
+        if self.status in TERMINAL_STATUSES:
+            return True
+        return self.status not in OPEN_STATUSES and (
+            self.ended_at is not None or self.duration_ms is not None
+        )
 
 
 class RunsPage(msgspec.Struct, frozen=True):
@@ -103,6 +100,12 @@ class RunsPage(msgspec.Struct, frozen=True):
     next_page_token: str | None  # None on the last page
     now: float  # the API's clock at the answer, Unix seconds
     skew: float = 0.0  # by how much that clock is ahead of ours, seconds
+    malformed: list[str] = []  # what names items that could not be decoded
+
+    @property
+    def ids(self) -> list[str]:
+        """The runs' identities."""
+        return [run.id for run in self.runs]
 
 
 class Agent(msgspec.Struct, frozen=True, rename="camel"):
@@ -113,6 +116,7 @@ class Agent(msgspec.Struct, frozen=True, rename="camel"):
     type: str = ""
     status: str = ""
     deleted_at: str | None = None
+    is_enabled: bool | None = None
 
 
 class AgentsPage(msgspec.Struct, frozen=True, rename="camel"):
@@ -121,60 +125,10 @@ class AgentsPage(msgspec.Struct, frozen=True, rename="camel"):
     agents: list[Agent]
     next_page_token: str | None = None
 
-
-class Gap(msgspec.Struct, frozen=True):
-    """A stretch of the list still to be read: from `token` on, until a run started before `floor`."""
-
-    floor: float  # Unix seconds
-    size: int  # page size; one walk keeps it, because a token may be a page number
-    token: str | None = None  # None: from the newest run on
-    pages: int = 0  # read so far, and to be read again for nothing should the token be refused
-    fruitless: int = 0  # the last pages that brought nothing new
-    since: float | None = None  # a search for open runs that left the open lists, begun at this instant
-
-
-class Cursor(msgspec.Struct, frozen=True):
-    """What of an agent's list is known: all that started before `floor`, but for the gaps."""
-
-    newest: float | None = None  # start of the newest run seen; this and the next two in Unix seconds
-    first_seen: float = 0.0  # when that run was seen first, by the API's clock
-    floor: float | None = None  # None before the first run
-    gaps: tuple[Gap, ...] = ()  # newest stretch first
-
-
-class OpenRun(msgspec.Struct):
-    """A run that had not ended when it was last seen."""
-
-    workflow_id: str
-    temporal_run_id: str | None
-    start: float | None
-    status: str
-    seen: float  # the API's clock at the newest answer that showed it, Unix seconds
-
-    @classmethod
-    def of(cls, run: Run, seen: float) -> "OpenRun":
-        """The run as it was shown at `seen`."""
-        return cls(run.workflow_id, run.temporal_run_id, run.start, run.status, seen)
-
-
-class Exemplar(msgspec.Struct, frozen=True):
-    """The newest run of a bucket."""
-
-    run_id: str
-    duration: float  # seconds
-    end: float  # Unix seconds
-
-
-class Totals(msgspec.Struct):
-    """What the ended runs of one agent add up to, each run once."""
-
-    created: float  # the instant from which runs are counted, Unix seconds
-    durations_created: float  # likewise for the histogram, which can be counted anew by itself
-    buckets: list[int]  # runs per bucket, not cumulative; the last one is +Inf
-    exemplars: list[Exemplar | None]  # one per bucket
-    duration_sum: float = 0.0  # seconds
-    finished: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # by status, then trigger type
-    last_end: dict[str, float] = msgspec.field(default_factory=dict)  # status -> Unix seconds
+    @property
+    def ids(self) -> list[int]:
+        """The agents' identities."""
+        return [agent.id for agent in self.agents]
 
 
 class ApiError(Exception):
@@ -186,9 +140,28 @@ class ApiError(Exception):
     """
 
     def __init__(
-        self, reason: Reason, message: str, *, status: int | None = None, missing: tuple[str, ...] = ()
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        status: int | None = None,
+        missing: tuple[str, ...] = (),
+        too_large: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason: Reason = reason
         self.status = status
         self.missing = missing
+        self.too_large = too_large
+
+    @classmethod
+    def internal(cls, error: Exception) -> "ApiError":
+        """An exception of ours as one agent's error: one line, with the place in the code."""
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+        return cls("internal", " ".join(f"{type(error).__name__} at {place}: {error}".split())[:300])
+
+    @property
+    def answered(self) -> bool:
+        """Whether it is an answer of the API, if not the one that was wanted."""
+        return self.status is not None and self.status < 500
