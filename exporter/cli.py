@@ -24,8 +24,6 @@ from exporter.config import (
     Config,
     ConfigError,
     Modus,
-    Positive,
-    Secret,
     State,
     TokenError,
     load,
@@ -44,6 +42,7 @@ from exporter.runs import audit, check
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 from exporter.runs.store import LedgerError
+from exporter.scalars import Positive, Secret
 from exporter.web.pages import serve
 from exporter.web.webconfig import WebConfigFile, WebError
 
