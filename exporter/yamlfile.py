@@ -17,6 +17,7 @@ from msgspec import inspect
 
 MAX_BYTES = 1 << 20  # a file that lists 10,000 agents has a tenth of this
 _MAX_DEPTH = 20
+_TAG = "tag:yaml.org,2002:"
 _KEY = re.compile(r"[\w.-]{1,100}")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # `[${NAME}]`, a scalar that YAML does not know: private characters stand for the braces while PyYAML reads
@@ -130,6 +131,11 @@ def got(value: object) -> str:
     return names.get(type(value), str(value))
 
 
+def shown(key: str) -> str:
+    """A key as a message may name it: `name:hash`, without a space, is a key too, and is not shown."""
+    return key if _KEY.fullmatch(key) else "***"
+
+
 def _explain(text: str, kind: type, raw: Any, secret: Callable[[str], bool]) -> str:
     """msgspec's message in the words of the file."""
     match = re.fullmatch(r"(.*?)(?: - at `\$\.?([^`]*)`)?", text, re.DOTALL)
@@ -139,7 +145,7 @@ def _explain(text: str, kind: type, raw: Any, secret: Callable[[str], bool]) -> 
         known = [field.name for field in _type_at(kind, parts).fields]
         near = difflib.get_close_matches(unknown[1], known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{path}.{_shown(unknown[1])}: unknown key; {hint}".lstrip(".")
+        return f"{path}.{shown(unknown[1])}: unknown key; {hint}".lstrip(".")
     expected = text.partition(", got ")[0].replace("Expected", "expected")
     expected = re.sub(r"`(\w+)( \| null)?`", lambda match: _WORDS.get(match[1], "text"), expected)
     expected = expected.replace("of length >= 1", "that is not empty")
@@ -168,17 +174,14 @@ def _type_at(kind: type, parts: list[str]) -> Any:
     return node
 
 
-def _shown(key: str) -> str:
-    return key if _KEY.fullmatch(key) else "***"  # `name:hash`, without a space, is a key
-
-
 def _harmless(quoted: re.Match[str]) -> str:
     """What PyYAML quotes: a character, a token like <scalar>, or a name, which may be a bare password."""
     return quoted[0] if len(quoted[1]) <= 2 or quoted[1][0] in "<\\" else "'***'"
 
 
 def _ordinary_scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
-    return None if node.style is None and node.value in _NULL else node.value
+    text = loader.construct_scalar(node)
+    return None if node.style is None and text in _NULL else text
 
 
 def _narrow_scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
@@ -192,6 +195,9 @@ class _Loader(yaml.SafeLoader):
     """No key twice, whatever it is; not nested deeper than any file needs."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML looks here: the constructors type instead
+    yaml_constructors = {
+        tag: yaml.SafeLoader.yaml_constructors[tag] for tag in (f"{_TAG}map", f"{_TAG}seq", None)
+    } | {f"{_TAG}{name}": _ordinary_scalar for name in ("str", "null", "bool", "int", "float")}
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -203,12 +209,14 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.MappingNode):
+            raise _problem("expected a mapping", node)
         mapping: dict[str, Any] = {}
         for key, value in node.value:
             if not self.is_key(key.value):
                 raise _problem("expected a key like base_url", key)
             if key.value in mapping:  # the last one would win: somebody might keep an old password
-                raise _problem(f"the key {_shown(key.value)} is given twice", key)
+                raise _problem(f"the key {shown(key.value)} is given twice", key)
             mapping[key.value] = self.construct_object(value, deep=True)
         return mapping
 
@@ -227,8 +235,7 @@ class _NarrowLoader(_Loader):
         return isinstance(key, str) and bool(_KEY.fullmatch(key))
 
 
-_Loader.add_constructor("tag:yaml.org,2002:str", _ordinary_scalar)
-_NarrowLoader.add_constructor("tag:yaml.org,2002:str", _narrow_scalar)
+_NarrowLoader.add_constructor(f"{_TAG}str", _narrow_scalar)
 
 
 def _problem(text: str, at: Any) -> yaml.MarkedYAMLError:

@@ -1,12 +1,8 @@
 """The door: TLS and basic auth from the web configuration file, slow clients, floods, the end by signal."""
 
 import contextlib
-import datetime
-import inspect
-import ipaddress
 import logging
 import os
-import pty
 import re
 import select
 import shutil
@@ -21,18 +17,12 @@ from base64 import b64encode
 
 import bcrypt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from exporter.web import server as door
 from exporter.web import webconfig
-from exporter.web.webconfig import WebConfigFile, WebError
+from exporter.web.webconfig import WebConfigFile
+from tests.webfiles import HASH, TLS, Authority
 from tests.webserver import exposition, running
-
-HASH = "$2a$04$W00MjpPDRoSjOflEI/NbPu9j3i0VIoRoNeoJbK/OIIqd3g.s2aUIq"  # of: secret
-PROMTOOL = shutil.which("promtool")
 
 
 def basic(user, password):
@@ -58,56 +48,6 @@ def closed_by_peer(sock, seconds=10):
     except TimeoutError:
         return False
     return True
-
-
-class Authority:
-    """A certificate authority that writes certificates and keys to files."""
-
-    def __init__(self, directory, name="ca"):
-        self.directory = directory
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.file = directory / f"{name}.pem"
-        usage = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False)
-        usage |= {"key_cert_sign": True, "crl_sign": True}
-        authority = x509.BasicConstraints(ca=True, path_length=None), x509.KeyUsage(**usage)
-        certificate = self._sign(self.name, self.key, *authority)
-        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def _sign(self, subject, key, *extensions):
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder(self.name, subject, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        for extension in (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), issuer, *extensions):
-            builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
-        return builder.sign(self.key, hashes.SHA256())
-
-    def issue(self, name, *, password=None):
-        """Write `name`.crt and `name`.key; the certificate is for `name`, 127.0.0.1 and ::1."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        names = [
-            x509.DNSName(name),
-            *(x509.IPAddress(ipaddress.ip_address(ip)) for ip in ("127.0.0.1", "::1")),
-        ]
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key, x509.SubjectAlternativeName(names))
-        lock = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-        form = serialization.PrivateFormat.PKCS8
-        pem = key.private_bytes(serialization.Encoding.PEM, form, lock)
-        (self.directory / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        (self.directory / f"{name}.key").write_bytes(pem)
-        return certificate.serial_number
-
-    def client(self, name=None):
-        """The TLS settings of a client that trusts this authority, with a certificate if `name`."""
-        context = ssl.create_default_context(cafile=str(self.file))
-        if name:
-            context.load_cert_chain(self.directory / f"{name}.crt", self.directory / f"{name}.key")
-        return context
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +79,6 @@ def write(tmp_path):
         return path
 
     return write_file
-
-
-TLS = "tls_server_config: {cert_file: server.crt, key_file: server.key%s}\n"
 
 
 # --- basic auth ---
@@ -280,7 +217,7 @@ def test_a_bad_file_is_logged_once_also_when_a_certificate_changes_with_it(ca, w
     ca.issue("server")
     assert [file.current() for _ in range(3)] == [good] * 3
     assert [record.fields["error"] for record in caplog.records] == [
-        f"{ca.directory / 'web.yml'}: not valid YAML at line 1, column 2"
+        f"{ca.directory / 'web.yml'}: line 1: expected the node content, but found '<stream end>'"
     ]
 
 
@@ -338,7 +275,8 @@ def test_tls_below_1_2_is_refused_and_a_higher_minimum_is_kept(ca, write):
 def test_ciphers_and_curve_are_those_of_the_file(ca, write):
     options = ", max_version: TLS12, curve_preferences: [CurveP384], prefer_server_cipher_suites: false"
     suites = "TLS_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"
-    with running(config=write(TLS % f"{options}, cipher_suites: [{suites}]")) as site:
+    text = TLS % f"{options}, cipher_suites: [{suites}]" + "http_server_config: {http2: false}"
+    with running(config=write(text)) as site:
         client = ca.client()
         with (
             socket.create_connection(("127.0.0.1", site.port)) as sock,
@@ -348,13 +286,6 @@ def test_ciphers_and_curve_are_those_of_the_file(ca, write):
         client.set_ecdh_curve("prime256v1")
         with pytest.raises(OSError, match=r"."):
             site.get("/", tls=client)
-
-
-def test_all_the_ciphers_of_the_file_are_offered_in_its_order(ca, write):
-    suites = "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
-    context = WebConfigFile(str(write(TLS % f", cipher_suites: [{suites}]"))).current().tls
-    names = [cipher["name"] for cipher in context.get_ciphers() if cipher["protocol"] != "TLSv1.3"]
-    assert names == ["ECDHE-ECDSA-AES256-SHA", "ECDHE-RSA-AES128-GCM-SHA256"]
 
 
 @pytest.mark.parametrize(
@@ -392,174 +323,6 @@ def test_only_clients_with_an_allowed_name_are_let_in(ca, write, allowed, served
         else:
             with pytest.raises(OSError, match=r"."):
                 site.get("/", tls=ca.client("good"))
-
-
-# --- the file ---
-
-
-def test_headers_of_the_file_replace_ours_and_blank_ones_are_left_out(write):
-    text = (
-        "http_server_config:\n  http2: false\n  headers:\n    X-Frame-Options: sameorigin\n"
-        "    Strict-Transport-Security: max-age=60\n    Content-Security-Policy: ''\n"
-    )
-    with running(config=write(text)) as site:
-        headers = site.get("/nothing").headers
-    assert (headers["x-frame-options"], headers["strict-transport-security"]) == ("sameorigin", "max-age=60")
-    assert "content-security-policy" not in headers
-
-
-ACCEPTED = [
-    "",
-    "basic_auth_users:\n",
-    "tls_server_config:\n",
-    f"basic_auth_users: {{alice: '{HASH}', 'b:c d': '{HASH.replace('2a', '2y')}'}}",
-    "http_server_config: {http2: true, headers: {X-Frame-Options: deny, X-XSS-Protection: '1'}}",
-    TLS % "",
-    TLS % ", min_version: TLS12, max_version: TLS13, prefer_server_cipher_suites: false",
-    TLS % ", cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA]",
-    TLS % ", curve_preferences: [X25519]",
-    TLS % ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem",
-    TLS % ", client_auth_type: NoClientCert",
-]
-REFUSED = [  # by promtool as well
-    ("nothing: 1", "nothing: unknown key"),
-    ("basic_auth_users: {alice: plain}", "basic_auth_users.alice: not a bcrypt hash"),
-    ("basic_auth_users: {alice: }", "basic_auth_users[...]: Expected `str`, got `null`"),
-    (
-        f"basic_auth_users: {{alice: '{HASH.replace('$04$', '$32$')}'}}",
-        "basic_auth_users.alice: not a bcrypt hash",
-    ),
-    ("basic_auth_users: [alice]", "basic_auth_users: Expected `object | null`, got `array`"),
-    ("[", "not valid YAML at line 1, column 2"),
-    ("a: b: c", "not valid YAML at line 1, column 5"),
-    (
-        f"basic_auth_users: {{alice: '{HASH}', bob: '{HASH}', alice: '{HASH}'}}",
-        "a key is given twice at line 1, column 19",
-    ),
-    (
-        "http_server_config: {headers: {Server: x}}",
-        "http_server_config.headers.Server: 'Server' is not supported",
-    ),
-    (
-        "http_server_config: {headers: {X-Frame-Options: allow}}",
-        "http_server_config.headers.X-Frame-Options: expected deny or sameorigin, got 'allow'",
-    ),
-    ("tls_server_config: {cert_file: server.crt}", "tls_server_config.key_file: give either key or key_file"),
-    (
-        "tls_server_config: {key_file: server.key}",
-        "tls_server_config.cert_file: give either cert or cert_file",
-    ),
-    (
-        "tls_server_config: {cert_file: absent.crt, key_file: server.key}",
-        "tls_server_config.cert_file: cannot read ",
-    ),
-    (TLS % ", password: x", "tls_server_config.password: unknown key"),
-    (TLS % ", client_ca_file: ca.pem", "tls_server_config.client_auth_type: client certificates need both"),
-    (TLS % ", client_auth_type: Maybe", "tls_server_config.client_auth_type: 'Maybe' is not supported"),
-    (TLS % ", min_version: TLS14", "tls_server_config.min_version: 'TLS14' is not supported"),
-    (TLS % ", cipher_suites: [ALL]", "tls_server_config.cipher_suites: 'ALL' is not supported"),
-    (
-        TLS % ", cipher_suites: [TLS_ECDHE_RSA_WITH_X]",
-        "tls_server_config.cipher_suites: 'TLS_ECDHE_RSA_WITH_X'",
-    ),
-    (TLS % ", curve_preferences: [P1]", "tls_server_config.curve_preferences: 'P1' is not supported"),
-    (
-        "tls_server_config: {cert_file: server.crt, key_file: ca.pem}",
-        "tls_server_config: certificate and key do not load",
-    ),
-    (
-        "tls_server_config: {cert_file: server.crt, key_file: locked.key}",
-        "tls_server_config: certificate and key do not load",
-    ),
-]
-OURS_ONLY = [  # refused rather than ignored: Python cannot do it, or it would be less than it seems
-    (TLS % ", min_version: TLS10", "tls_server_config.min_version: 'TLS10' is not supported"),
-    (TLS % ", min_version: TLS13, max_version: TLS12", "tls_server_config.max_version: is below min_version"),
-    (TLS % ", curve_preferences: [X25519, CurveP256]", "tls_server_config.curve_preferences: only one curve"),
-    (TLS % ", client_auth_type: RequireAnyClientCert", "tls_server_config.client_auth_type: 'RequireAny"),
-    (
-        TLS % ", client_auth_type: RequireAndVerifyClientCert",
-        "tls_server_config.client_auth_type: client cert",
-    ),
-    (
-        TLS % ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: server.key",
-        "tls_server_config.client_ca_file: no PEM certificate in it",
-    ),
-    (
-        TLS % ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.pem, client_allowed_sans: [x]",
-        "tls_server_config.client_auth_type: client_allowed_sans needs RequireAndVerifyClientCert",
-    ),
-    (TLS % ", cert: x", "tls_server_config.cert_file: give either cert or cert_file"),
-    ("tls_server_config: {min_version: TLS13}", "tls_server_config.cert_file: give either cert or cert_file"),
-    (f"basic_auth_users: {{alice: '{HASH[:-1]}'}}", "basic_auth_users.alice: not a bcrypt hash"),
-    ("http_server_config: {headers: {Content-Security-Policy: ä}}", "http_server_config.headers.Content-Sec"),
-    (f"basic_auth_users: {{alice: '$2b$04${'z' * 53}'}}", "basic_auth_users.alice: not a bcrypt hash"),
-]
-
-
-def promtool_accepts(path):
-    if not PROMTOOL:
-        pytest.skip("promtool is not installed")
-    return subprocess.run([PROMTOOL, "check", "web-config", str(path)], capture_output=True).returncode == 0
-
-
-@pytest.mark.parametrize("text", ACCEPTED)
-def test_what_is_accepted_is_accepted_by_promtool_too(ca, write, text):
-    path = write(text)
-    WebConfigFile(str(path))
-    assert promtool_accepts(path)
-
-
-@pytest.mark.parametrize(("text", "message"), [*REFUSED, *OURS_ONLY])
-def test_a_mistake_is_refused_with_one_line_naming_file_and_key(ca, write, text, message):
-    ca.issue("locked", password=b"x")
-    path = write(text)
-    with pytest.raises(WebError) as caught:
-        WebConfigFile(str(path))
-    assert str(caught.value).startswith(f"{path}: {message}")
-    assert "\n" not in str(caught.value)
-    assert HASH[8:20] not in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
-@pytest.mark.parametrize("text", [text for text, _ in REFUSED])
-def test_what_promtool_refuses_is_refused(ca, write, text):
-    ca.issue("locked", password=b"x")
-    assert not promtool_accepts(write(text))
-
-
-def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(WebError, match=r"web.yml: cannot read .*: No such file or directory$"):
-        WebConfigFile(str(tmp_path / "web.yml"))
-
-
-def test_for_an_encrypted_key_nobody_is_asked_at_the_terminal(ca, write):
-    """A start would wait for a password for ever, and a reload with it."""
-    ca.issue("locked", password=b"x")
-    path = write("tls_server_config: {cert_file: server.crt, key_file: locked.key}")
-    ours, terminal = pty.openpty()
-    program = "import sys; from exporter.web.webconfig import WebConfigFile; WebConfigFile(sys.argv[1])"
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(path)],
-        start_new_session=True,
-        preexec_fn=lambda: os.open(os.ttyname(terminal), os.O_RDWR),  # now the terminal of its session
-        stdin=terminal,
-        stdout=terminal,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as started:
-        try:
-            assert "certificate and key do not load" in started.communicate(timeout=20)[1]
-        finally:
-            started.kill()
-            os.close(terminal)
-            os.close(ours)
-
-
-def test_secrets_are_in_no_representation():
-    for section in (webconfig._TLS(key="hidden"), webconfig._File(basic_auth_users={"alice": "hidden"})):
-        assert "hidden" not in repr(section)
-    assert "hidden" not in repr(webconfig.WebConfig(auth=webconfig.BasicAuth({"alice": HASH})))
 
 
 # --- too much of it ---
