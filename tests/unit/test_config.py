@@ -3,8 +3,9 @@
 import os
 import re
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 
 import msgspec
 import pytest
@@ -657,12 +658,26 @@ def test_a_token_file_that_could_not_be_opened_for_a_moment_is_read_as_soon_as_i
     assert token() == "first"
 
 
-def test_many_threads_share_a_token(token_file):
-    token = source(token_file)
-    with ThreadPoolExecutor(8) as threads:
-        for turn in range(20):
-            replace(token_file, f"token-{turn}")
-            assert set(threads.map(lambda _: token(), range(40))) == {f"token-{turn}"}
+def test_while_one_thread_reads_a_new_token_the_others_wait_for_it(token_file, monkeypatch):
+    token, entered, release, really = source(token_file), Event(), Event(), open
+    token()
+    replace(token_file, "second")
+
+    def slow_at_first(*args, **options):
+        if not entered.is_set():
+            entered.set()
+            assert release.wait(20)
+        return really(*args, **options)
+
+    monkeypatch.setattr("builtins.open", slow_at_first)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(token)
+        assert entered.wait(20)
+        other = threads.submit(token)
+        waited = wait([other], timeout=0.3).not_done == {other}  # for ever: any time will do
+        release.set()
+        assert (first.result(), other.result()) == ("second", "second")
+    assert waited
 
 
 # --- any file ---
