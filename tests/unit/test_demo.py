@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from exporter.demo.simulator import ABSENT, DAY, FLEET, HOUR, MINUTE, Answer, SimulatedModus
+from exporter.demo.fleet import FLEET, HOUR, MINUTE
+from exporter.demo.index import DAY
+from exporter.demo.simulator import Answer, SimulatedModus
+from exporter.demo.wire import ABSENT
 
 BORN = 1_790_000_000.0
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.demo.simulator import iso
+from exporter.demo.wire import iso
 from exporter.modus.model import ApiError, Cursor, Gap, Run, RunsPage
 from exporter.runs.paging import (
     MARGIN,

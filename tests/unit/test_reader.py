@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from exporter.demo.simulator import ABSENT, Answer, Request, SimulatedModus
+from exporter.demo.simulator import Answer, Request, SimulatedModus
+from exporter.demo.wire import ABSENT
 from exporter.runs.reader import AgentReader, Known, SingleRunRoute
 from tests.simulation import Clock, Exporter, finished, settings
 
