@@ -148,9 +148,8 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
         },
     )
     serve(
-        listen_address=args.web_listen_address,
+        [args.web_listen_address],
         scrape=exporter.scrape,
-        ready=lambda: True,
         reload=exporter.reload,
         telemetry_path=args.web_telemetry_path,
         web_config_file=args.web_config_file,

@@ -6,11 +6,9 @@ ssl cannot do is refused, never ignored.
 """
 
 import contextlib
-import hashlib
 import ipaddress
 import logging
 import re
-import secrets
 import ssl
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -21,6 +19,8 @@ from typing import Any, TypeVar
 import bcrypt
 import msgspec
 import yaml
+
+from exporter.web.auth import BasicAuth
 
 log = logging.getLogger("exporter.web")
 T = TypeVar("T")
@@ -92,31 +92,12 @@ class _File(_Section, frozen=True):
     basic_auth_users: dict[str, str] | None = None
 
 
-class BasicAuth:
-    """Users and their bcrypt hashes; an unknown user costs the same time as a wrong password."""
+@dataclass(frozen=True)
+class RateLimit:
+    """A bucket of `burst` requests that gains one every `interval` seconds (above 0)."""
 
-    def __init__(self, users: Mapping[str, str]) -> None:
-        self._hashes = {name.encode(): value.encode() for name, value in users.items()}
-        self._decoy = b"$2b$" + max(value[4:6] for value in self._hashes.values()) + b"$" + b"." * 53
-        self._salt = secrets.token_bytes(32)
-        self._good: set[bytes] = set()
-
-    def _digest(self, credentials: bytes) -> bytes:
-        return hashlib.blake2b(credentials, key=self._salt).digest()
-
-    def known(self, credentials: bytes) -> bool:
-        """Whether these credentials (`name:password`) passed `check` before; quick."""
-        return self._digest(credentials) in self._good
-
-    def check(self, credentials: bytes) -> bool:
-        """Compare with bcrypt: slow by design, so call it in a thread, one at a time."""
-        name, _, password = credentials.partition(b":")
-        if self.known(credentials) or len(password) > 72:  # bcrypt takes no more than 72 bytes
-            return self.known(credentials)
-        good = bcrypt.checkpw(password, self._hashes.get(name, self._decoy)) and name in self._hashes
-        if good and len(self._good) < 1024:
-            self._good.add(self._digest(credentials))
-        return good
+    interval: float
+    burst: int
 
 
 @dataclass(frozen=True)
@@ -127,6 +108,7 @@ class WebConfig:
     allowed_sans: frozenset[str] = frozenset()
     headers: Mapping[str, str] = field(default_factory=dict)
     auth: BasicAuth | None = None
+    rate_limit: RateLimit | None = None
 
     def admits(self, certificate: Mapping[str, Any] | None) -> bool:
         """Whether a verified client certificate (as `SSLSocket.getpeercert` has it) is on the list."""

@@ -181,7 +181,7 @@ def test_the_level_says_from_where_on_this_package_is_heard(level, heard):
     assert [dict(parse(line))["level"] for line in lines(level, "logfmt", write)] == heard
 
 
-@pytest.mark.parametrize("name", ["urllib3.connectionpool", "uvicorn.error", "asyncio"])
+@pytest.mark.parametrize("name", ["urllib3.connectionpool", "requests", "asyncio"])
 def test_libraries_are_heard_from_warning_on_only(name):
     logging.getLogger(name).setLevel(logging.NOTSET)  # whatever a server in another test has set
 

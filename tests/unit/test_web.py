@@ -5,12 +5,16 @@ import logging
 import re
 import socket
 import threading
+from urllib.parse import urljoin
 
 import pytest
 
 from exporter import __version__
-from exporter.web.pages import application, gzip_accepted, negotiate, scrape_timeout
-from exporter.web.server import listen
+from exporter.web import pages
+from exporter.web.listeners import listen
+from exporter.web.negotiation import gzip_accepted, negotiate, scrape_timeout
+from exporter.web.pages import application
+from exporter.web.reload import Reloads
 from exporter.web.webconfig import WebConfigFile, WebError
 from tests.webserver import exposition, running
 
@@ -55,6 +59,14 @@ def site():
         ("application/openmetrics-text;version=abc;q=nan", TEXT),
         (";;,=,q=;", TEXT),
         ("image/png", TEXT),
+        ('application/openmetrics-text; version="1.0.0"', OPENMETRICS),
+        (
+            'application/openmetrics-text;version="1.0.0";escaping="allow-utf-8"',
+            f"{OPENMETRICS}; escaping=allow-utf-8",
+        ),
+        (r'application/openmetrics-text;version="1\.0.0"', OPENMETRICS),
+        ('application/openmetrics-text;x="a,b;c";version="0.0.1"', OPENMETRICS.replace("1.0.0", "0.0.1")),
+        ('application/openmetrics-text;version="1.0.0', TEXT),
     ],
 )
 def test_the_best_format_that_the_client_names_is_chosen(accept, expected):
@@ -83,10 +95,22 @@ def test_gzip_is_used_only_when_the_client_wants_it(header, accepted):
     [
         ("10", 10.0),
         ("0.5", 0.5),
-        *[(bad, None) for bad in (None, "", "0", "-1", "nan", "inf", "1e999", "ten", "1s")],
+        ("1e1", 10.0),
+        (".5", 0.5),
+        ("300.5", 300.0),
+        ("1e10", 300.0),
+        ("100000", 300.0),
+        *[
+            (bad, None)
+            for bad in (None, "", " ", "0", "0.0", "-1", "nan", "inf", "-inf", "1e999", "9" * 2000)
+        ],
+        *[
+            (bad, None)
+            for bad in ("ten", "1s", "1_0", "0x10", "\u0661\u0660", "1,5", "5, 10", "1e-999", ".", "e5")
+        ],
     ],
 )
-def test_the_scrape_timeout_is_a_positive_number_or_none(header, seconds):
+def test_the_scrape_timeout_is_a_positive_number_of_300_at_most_or_none(header, seconds):
     assert scrape_timeout(header) == seconds
 
 
@@ -121,7 +145,12 @@ def test_the_scrapers_timeout_reaches_the_scrape():
     with running(scrape=lambda timeout, openmetrics: seen.append(timeout) or []) as site:
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="7.5")
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="-inf")
-    assert seen == [7.5, None]
+        site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="1e10")
+    assert [seen[0] == pytest.approx(7.5, abs=1), seen[1], seen[2] == pytest.approx(300, abs=1)] == [
+        True,
+        None,
+        True,
+    ]
 
 
 def test_scrapes_one_after_the_other_come_from_one_thread():
@@ -150,9 +179,10 @@ def test_a_failing_scrape_is_a_500_and_one_line_in_the_log(caplog):
     assert record.fields == {"error": "RuntimeError: it broke here"}
 
 
-def test_a_page_that_breaks_is_a_500_without_a_traceback(caplog):
-    with running(ready=lambda: 1 / 0) as site:
-        answer = site.get("/-/ready")
+def test_a_page_that_breaks_is_a_500_without_a_traceback(caplog, monkeypatch):
+    monkeypatch.setattr(pages, "negotiate", lambda accept: 1 / 0)
+    with running() as site:
+        answer = site.get("/metrics")
     assert (answer.status, answer.headers["x-frame-options"]) == (500, "deny")
     assert b"Traceback" not in answer.data
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -165,9 +195,9 @@ def test_a_page_that_breaks_is_a_500_without_a_traceback(caplog):
 def test_the_landing_page_says_what_this_is_and_links_on():
     with running(path="/some/metrics") as site:
         answer = site.get("/")
-        links = re.findall(rb'href="(/[^"]*)"', answer.data)
-        assert [site.get(link.decode()).status for link in links] == [200, 200, 200]
-    assert links == [b"/some/metrics", b"/-/healthy", b"/-/ready"]
+        links = re.findall(rb'href="([^":]*)"', answer.data)
+        assert [site.get(urljoin("/", link.decode())).status for link in links] == [200, 200, 200]
+    assert links == [b"./some/metrics", b"./-/healthy", b"./-/ready"]  # relative: right behind any proxy
     assert b"Modus" in answer.data
     assert __version__.encode() in answer.data
     assert not re.search(rb"<(script|img|link)|src=|url\(", answer.data)
@@ -183,8 +213,7 @@ def test_a_telemetry_path_that_is_no_path_is_refused(path):
     with pytest.raises(WebError, match=r"^--web.telemetry-path: expected a path like /metrics, got "):
         application(
             scrape=lambda timeout, openmetrics: [],
-            ready=lambda: True,
-            reload=None,
+            reloads=Reloads(lambda: None),
             telemetry_path=path,
             enable_lifecycle=False,
             web_config=WebConfigFile(None),
@@ -192,11 +221,9 @@ def test_a_telemetry_path_that_is_no_path_is_refused(path):
 
 
 def test_health_and_readiness():
-    state = {"ready": False}
-    with running(ready=lambda: state["ready"]) as site:
-        assert (site.get("/-/healthy").status, site.get("/-/ready").status) == (200, 503)
-        state["ready"] = True
-        assert site.get("/-/ready").status == 200
+    with running() as site:
+        assert site.get("/-/healthy").data == b"modus-exporter is healthy.\n"
+        assert site.get("/-/ready").data == b"modus-exporter is ready.\n"
 
 
 def test_reload_is_forbidden_unless_enabled():
