@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from exporter.web.listeners import listen
 from exporter.web.pages import application
+from exporter.web.places import Places
 from exporter.web.reload import Reloads
 from exporter.web.server import Server
 from exporter.web.webconfig import WebConfigFile
@@ -74,17 +75,18 @@ def running(
             raise ValueError(failure)
 
     web_config = web_config or WebConfigFile(str(config) if config else None)
-    reloads = Reloads(reload)
+    reloads, places = Reloads(reload), Places()
     handler = application(
         scrape=scrape,
         reloads=reloads,
+        places=places,
         telemetry_path=path,
         enable_lifecycle=lifecycle,
         web_config=web_config,
         **options,
     )
     listener = listen("127.0.0.1:0")
-    site = Site(Server(handler, web_config, reloads), listener.getsockname()[1])
+    site = Site(Server(handler, web_config, reloads, places), listener.getsockname()[1])
     thread = threading.Thread(target=site.server.run, args=[[listener]])
     thread.start()
     try:
@@ -123,9 +125,9 @@ def was_dropped(sock):
     return bool(poll.poll(0))
 
 
-def exchange(port, data, seconds=10):
+def exchange(port, data, seconds=10, host="127.0.0.1"):
     """Send raw bytes and return all that is answered."""
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as sock:
+    with socket.create_connection((host, port), timeout=seconds) as sock:
         sock.sendall(data)
         answer = b""
         while chunk := sock.recv(65536):

@@ -8,7 +8,7 @@ import contextlib
 import email.utils
 import http
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 import h11
@@ -43,7 +43,6 @@ class Connection:
         client: str,
         web_config: WebConfigFile,
         handler: Handler,
-        before_sending: Callable[[], None],
     ) -> None:
         self.client = client  # its IP address
         self.config = web_config.current()  # as it was when the client connected
@@ -52,12 +51,16 @@ class Connection:
         self.since = self._loop.time()  # when the present step began
         self.receiving = True  # the client has not asked for anything yet, or not again
         self.answering = False  # it is our turn
-        self._stream, self._handler, self._before_sending = stream, handler, before_sending
-        self._web_config = web_config
+        self._stream, self._web_config, self._handler = stream, web_config, handler
         self._http = h11.Connection(h11.SERVER, MAX_HEADER_BYTES)
         self._idle = False  # between two requests
         self._last = False  # close after the request that is being answered
         self._task: asyncio.Task[None] | None = None
+
+    def pace(self) -> float:
+        """Bytes a second that the client takes of its answer, beyond what the system holds for it."""
+        taken = (self._stream.taken or 0) if self.unread else 0
+        return taken / max(self._loop.time() - self.since, 1e-9)
 
     def start(self) -> "asyncio.Task[None]":
         """Serve the client until one of us ends the connection; the task raises nothing."""
@@ -195,7 +198,6 @@ class Connection:
             data = [b"".join(data)]
         else:
             self.unread = response.body
-            self._before_sending()
         async with asyncio.timeout(ANSWER_SECONDS):
             for part in data:
                 await self._stream.send(part)

@@ -16,6 +16,7 @@ from exporter.web.log import log_failure
 from exporter.web.messages import Handler, HTTPError, Request, Response, text
 from exporter.web.middleware import Middleware
 from exporter.web.negotiation import gzip_accepted, negotiate, scrape_timeout
+from exporter.web.places import Places
 from exporter.web.reload import Reloads
 from exporter.web.scrapes import Kind, Scrape, Scrapes
 from exporter.web.server import Server
@@ -36,6 +37,7 @@ def application(
     *,
     scrape: Scrape,
     reloads: Reloads,
+    places: Places,
     telemetry_path: str,
     enable_lifecycle: bool,
     web_config: WebConfigFile,
@@ -53,7 +55,10 @@ def application(
         f"{prefix}/-/healthy": (_READ, _page(text("modus-exporter is healthy.\n"))),
         f"{prefix}/-/ready": (_READ, _page(text("modus-exporter is ready.\n"))),
         f"{prefix}/-/reload": (_CHANGE, _reloading(reloads, enable_lifecycle)),
-        f"{prefix}{telemetry_path}": (_READ, _metrics(scrape)),  # last: / takes the landing page's place
+        f"{prefix}{telemetry_path}": (
+            _READ,
+            _metrics(Scrapes(scrape, places.room_for_an_answer)),
+        ),  # last: / takes the landing page's place
     }
     if prefix:
         there = text("", 302, Location=f"{prefix if outside is None else outside}/")
@@ -103,9 +108,7 @@ def _page(response: Response) -> Handler:
     return page
 
 
-def _metrics(scrape: Scrape) -> Handler:
-    scrapes = Scrapes(scrape)
-
+def _metrics(scrapes: Scrapes) -> Handler:
     async def metrics(request: Request) -> Response:
         openmetrics, content_type = negotiate(request.headers.get("accept", ""))
         zipped = gzip_accepted(request.headers.get("accept-encoding", ""))
@@ -174,10 +177,11 @@ def serve(
     Raises WebError, one line, when it cannot start.
     """
     web_config = WebConfigFile(web_config_file)
-    reloads = Reloads(reload)
+    reloads, places = Reloads(reload), Places()
     handler = application(
         scrape=scrape,
         reloads=reloads,
+        places=places,
         telemetry_path=telemetry_path,
         enable_lifecycle=enable_lifecycle,
         web_config=web_config,
@@ -185,4 +189,4 @@ def serve(
         route_prefix=route_prefix,
     )
     passed = passed_by_systemd(os.environ, os.getpid()) if systemd_socket else None
-    Server(handler, web_config, reloads).run(passed or listen_on(listen_addresses))
+    Server(handler, web_config, reloads, places).run(passed or listen_on(listen_addresses))

@@ -1,18 +1,19 @@
 """The places that connections take, and who gives way when there are too many.
 
-A client address that holds the most gives way first, so that none can take all; within it, who has waited
-longest.
+A client address that holds the most gives way first, so that none can take all; within it, who takes his
+answer slowest, then who has waited longest.
 """
 
 import asyncio
 import resource
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from exporter.web.connection import Connection
 
 MAX_CONNECTIONS = 256  # at most; a quarter of the descriptors that the system allows if that is less
 MAX_UNREAD = 8  # different answers that wait for slow readers; those who read the same one share its memory
+TAKING_SECONDS = 1.0  # that every reader has, before he gives way to another
 
 
 def most_connections() -> int:
@@ -42,12 +43,19 @@ class Places:
 
     def drop_one(self) -> bool:
         """Drop a connection that waits for its client; whether there was one."""
-        return self._drop(connection for connection in self if not connection.answering)
+        waiting = [connection for connection in self if not connection.answering]
+        if waiting:
+            self._drop(_first_to_go(waiting, id))
+        return bool(waiting)
 
-    def bound_unread(self) -> None:
-        """Drop slow readers until no more than MAX_UNREAD different answers wait."""
-        while len({id(connection.unread) for connection in self if connection.unread}) > MAX_UNREAD:
-            self._drop((c for c in self if c.unread), lambda c: id(c.unread))
+    async def room_for_an_answer(self) -> None:
+        """Wait until fewer than MAX_UNREAD different answers are being taken; slow readers have to go."""
+        while len({id(connection.unread) for connection in self if connection.unread}) >= MAX_UNREAD:
+            victim = _first_to_go([c for c in self if c.unread], lambda c: id(c.unread))
+            if victim.since + TAKING_SECONDS < asyncio.get_running_loop().time():
+                self._drop(victim)
+            else:
+                await asyncio.sleep(0.02)
 
     async def ended(self, seconds: float) -> None:
         """Wait until all have ended; those who have not after `seconds` are dropped."""
@@ -58,15 +66,12 @@ class Places:
         while self._tasks:
             await asyncio.wait(self._tasks.values())
 
-    def _drop(
-        self, candidates: Iterable[Connection], held: Callable[[Connection], object] = lambda c: c
-    ) -> bool:
-        """Drop the oldest of the client that holds the most different things."""
-        found = list(candidates)
-        if not found:
-            return False
-        holds = Counter(client for client, _ in {(c.client, held(c)) for c in found})
-        victim = max(found, key=lambda c: (holds[c.client], -c.since))
+    def _drop(self, victim: Connection) -> None:
         victim.drop()
         self._tasks.pop(victim)
-        return True
+
+
+def _first_to_go(candidates: list[Connection], held: Callable[[Connection], int]) -> Connection:
+    """Of the client that holds the most different things: who takes his answer slowest, then the oldest."""
+    holds = Counter(client for client, _ in {(c.client, held(c)) for c in candidates})
+    return max(candidates, key=lambda c: (holds[c.client], -c.pace(), -c.since))

@@ -8,7 +8,7 @@ gets half of them at most. Who finds no place is told to come back (503).
 
 import asyncio
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from exporter.web.executor import BoundedExecutor
@@ -46,8 +46,10 @@ class _Flight:
 class Scrapes:
     """Calls `scrape` in threads: one waits for the first piece, another takes the rest."""
 
-    def __init__(self, scrape: Scrape) -> None:
+    def __init__(self, scrape: Scrape, room: Callable[[], Awaitable[None]]) -> None:
         self._scrape = scrape
+        self._room = room  # waits until the memory for one more text may be taken
+        self._writers = asyncio.Semaphore(MAX_WRITING)
         self._reading = BoundedExecutor("scrape", MAX_SCRAPES, waiting=MAX_SCRAPES)
         self._writing = BoundedExecutor("write", MAX_WRITING, waiting=MAX_SCRAPES)
         self._under_way: list[_Flight] = []
@@ -108,7 +110,9 @@ class Scrapes:
             return next(pieces, b""), pieces
 
         first, rest = await self._reading.run(read)
-        return await self._writing.run(lambda: _written(first, rest, kind.zipped))
+        async with self._writers:
+            await self._room()
+            return await self._writing.run(lambda: _written(first, rest, kind.zipped))
 
 
 def _written(first: bytes, rest: Iterator[bytes], zipped: bool) -> bytes:

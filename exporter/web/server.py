@@ -29,9 +29,9 @@ COMPLAINT_SECONDS = 60.0  # at least, between two lines that say that no connect
 class Server:
     """Serves every connection of its listeners with one handler."""
 
-    def __init__(self, handler: Handler, web_config: WebConfigFile, reloads: Reloads) -> None:
+    def __init__(self, handler: Handler, web_config: WebConfigFile, reloads: Reloads, places: Places) -> None:
         self._handler, self._web_config, self._reloads = handler, web_config, reloads
-        self._places = Places()
+        self._places = places
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._complained = float("-inf")
@@ -108,9 +108,7 @@ class Server:
         except OSError:  # it left already
             client.close()
             return
-        self._places.take(
-            Connection(stream, host, self._web_config, self._handler, self._places.bound_unread)
-        )
+        self._places.take(Connection(stream, host, self._web_config, self._handler))
 
     async def _refused_by_the_system(self, listener: socket.socket, exc: OSError) -> None:
         """Out of descriptors or memory: make room, or refuse whoever waits instead of leaving him hanging."""

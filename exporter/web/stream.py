@@ -31,6 +31,7 @@ class Stream:
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self.taken: int | None = None  # bytes since the client first let us wait in `send`, None until then
 
     async def handshake(self, tls: ssl.SSLContext) -> Mapping[str, Any] | None:
         """Speak TLS from now on; returns the client's certificate if it has a verified one."""
@@ -45,9 +46,13 @@ class Stream:
     async def send(self, data: bytes) -> None:
         """All of the bytes, in pieces that the client takes one by one; they are not copied."""
         view = memoryview(data)
+        self.taken = None
         while view:
             send = functools.partial(self._sock.send, view[:CHUNK_BYTES])
-            view = view[await self._when_ready(send, writing=True) :]
+            sent = await self._when_ready(send, writing=True)
+            view = view[sent:]
+            if self.taken is not None:
+                self.taken += sent
             if view:
                 await asyncio.sleep(0)  # a fast reader keeps nobody waiting
 
@@ -86,6 +91,8 @@ class Stream:
     async def _ready(self, *, writing: bool) -> None:
         if self._closed:
             raise ConnectionAbortedError("the connection was closed")
+        if writing and self.taken is None:
+            self.taken = 0
         ready: asyncio.Future[None] = self._loop.create_future()
         add, remove = (
             (self._loop.add_writer, self._loop.remove_writer)

@@ -1,6 +1,7 @@
 """One connection: TLS, what is not HTTP, clients that take their time."""
 
 import contextlib
+import http.client
 import logging
 import socket
 import ssl
@@ -8,9 +9,9 @@ import threading
 
 import pytest
 
-from exporter.web import connection
+from exporter.web import connection, server
 from exporter.web.webconfig import WebConfigFile
-from tests.webfiles import TLS, Authority
+from tests.webfiles import HASH, TLS, Authority
 from tests.webserver import closed_by_peer, exchange, exposition, running
 
 
@@ -206,3 +207,142 @@ def test_an_unfinished_tls_handshake_is_dropped(ca, write, monkeypatch):
     with running(config=write(TLS % "")) as site, socket.create_connection(("127.0.0.1", site.port)) as sock:
         sock.sendall(b"\x16\x03\x01")
         assert closed_by_peer(sock)
+
+
+# --- the end of a handshake, and of a configuration ---
+
+
+@pytest.mark.parametrize(
+    ("options", "alert"),
+    [
+        (", min_version: TLS13", "ALERT_PROTOCOL_VERSION"),
+        (
+            ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem, max_version: TLS12",
+            "ALERT_HANDSHAKE_FAILURE",
+        ),
+        (
+            ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem",
+            "ALERT_CERTIFICATE_REQUIRED",
+        ),
+    ],
+)
+def test_a_client_whose_handshake_fails_is_told_why(ca, write, options, alert):
+    client = ca.client()
+    if "min_version" in options:
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+    with running(config=write(TLS % options)) as site, pytest.raises(ssl.SSLError) as caught:
+        site.get("/", tls=client)
+    assert alert in str(caught.value)
+
+
+def test_a_client_with_an_unknown_authority_is_told_so(ca, write, tmp_path):
+    Authority(tmp_path, "other").issue("stranger")
+    options = ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem"
+    with running(config=write(TLS % options)) as site, pytest.raises(ssl.SSLError, match="ALERT_UNKNOWN_CA"):
+        site.get("/", tls=ca.client("stranger"))
+
+
+KEEP = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def answered(sock):
+    """The status of one answer, which is read to its end."""
+    answer = http.client.HTTPResponse(sock)
+    answer.begin()
+    answer.read()
+    return answer.status
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_an_idle_connection_ends_when_the_web_configuration_changes(ca, write, secure):
+    tls = TLS % "" if secure else ""
+    with running(config=write(tls)) as site, contextlib.ExitStack() as stack:
+        sock = stack.enter_context(site.connect())
+        if secure:
+            sock = stack.enter_context(ca.client().wrap_socket(sock, server_hostname="127.0.0.1"))
+        for _ in range(2):
+            sock.sendall(KEEP)
+            assert answered(sock) == 200
+        write(f"{tls}basic_auth_users: {{alice: '{HASH}'}}")
+        assert closed_by_peer(sock)
+
+
+def test_an_idle_connection_ends_when_the_certificate_changes(ca, write):
+    with (
+        running(config=write(TLS % "")) as site,
+        site.connect() as sock,
+        ca.client().wrap_socket(sock, server_hostname="127.0.0.1") as tls,
+    ):
+        tls.sendall(KEEP)
+        assert answered(tls) == 200
+        ca.issue("server")
+        assert closed_by_peer(tls)
+
+
+def test_a_connection_that_is_busy_when_the_web_configuration_changes_ends_after_its_answer(ca, write):
+    entered, release = threading.Event(), threading.Event()
+
+    def scrape(timeout, openmetrics):
+        entered.set()
+        release.wait(20)
+        return [exposition(openmetrics)]
+
+    with running(scrape=scrape, config=write("")) as site, site.connect() as sock:
+        sock.sendall(KEEP.replace(b"/", b"/metrics", 1))
+        assert entered.wait(10)
+        write(f"basic_auth_users: {{alice: '{HASH}'}}")
+        assert site.get("/").status == 401
+        assert not closed_by_peer(sock, seconds=1.5)  # longer than the server looks away
+        release.set()
+        assert answered(sock) == 200
+        assert closed_by_peer(sock)
+
+
+def test_a_request_on_an_old_tls_connection_is_not_answered(ca, write, monkeypatch):
+    """Whoever is no longer admitted gets nothing, however soon he asks."""
+    monkeypatch.setattr(server, "WATCH_SECONDS", 3600)
+    with (
+        running(config=write(TLS % "")) as site,
+        site.connect() as sock,
+        ca.client().wrap_socket(sock, server_hostname="127.0.0.1") as tls,
+    ):
+        tls.sendall(KEEP)
+        assert answered(tls) == 200
+        ca.issue("server")
+        tls.sendall(KEEP)
+        assert tls.recv(100) == b""
+
+
+# --- HTTP ---
+
+
+@pytest.mark.parametrize(
+    "target", ["http://any.example/metrics", "HTTPS://x:1/metrics?a=b", "/metrics?x", "/%6detrics"]
+)
+def test_every_form_of_a_target_is_understood(site, target):
+    answer = exchange(site.port, f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(exposition(openmetrics=False))
+
+
+@pytest.mark.parametrize(
+    ("target", "status"), [("http://x", b"200"), ("http://x?a", b"200"), ("*", b"404"), ("metrics", b"404")]
+)
+def test_a_target_without_a_path_is_the_landing_page_or_nothing(site, target, status):
+    answer = exchange(site.port, f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert answer.split(b" ")[1] == status
+
+
+def test_http_1_0_is_answered_and_closed(site):
+    assert exchange(site.port, b"GET /-/healthy HTTP/1.0\r\n\r\n").endswith(b"modus-exporter is healthy.\n")
+
+
+def test_requests_in_one_piece_are_answered_one_after_the_other(site):
+    first = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
+    answer = exchange(site.port, first + first.replace(b"Host", b"Connection: close\r\nHost"))
+    assert answer.count(b"modus-exporter is healthy.\n") == 2
+
+
+def test_the_answer_to_an_upload_survives_what_is_still_on_its_way(site):
+    head = b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    assert exchange(site.port, head + b"x" * 1_000_000).startswith(b"HTTP/1.1 405 ")

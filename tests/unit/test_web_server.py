@@ -4,19 +4,15 @@ import contextlib
 import os
 import re
 import select
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from exporter.web import connection, listeners, places, scrapes, server
+from exporter.web import connection, places, scrapes
 from tests.webfiles import TLS
-from tests.webserver import awaited, closed_by_peer, exchange, running, slow_reader, was_dropped
+from tests.webserver import awaited, closed_by_peer, running, slow_reader, was_dropped
 
 
 def long_pass(timeout, openmetrics):
@@ -251,133 +247,3 @@ def test_an_answer_that_many_read_slowly_is_held_once(monkeypatch, held):
         assert all(sock.recv(100).startswith(b"HTTP/1.1 200 ") for sock in crowd)
         assert len(entered) == 2
         assert not any(map(was_dropped, crowd))
-
-
-# --- the end ---
-
-SCRIPT = """
-import logging, os, sys, time
-from exporter.web.pages import serve
-from exporter.web.webconfig import WebError
-class Lines(logging.Formatter):
-    def format(self, record):
-        return f"{record.message if hasattr(record, 'message') else record.getMessage()} {record.fields}"
-handler = logging.StreamHandler(sys.stdout)
-handler.setFormatter(Lines())
-logging.basicConfig(level=logging.INFO, handlers=[handler])
-def scrape(timeout, openmetrics):
-    print("scraping", flush=True)
-    time.sleep(timeout or 0)
-    return [b"#" + b"x" * 20_000_000]
-def reload():
-    print("reloading", flush=True)
-    raise ValueError("config.yaml: no")
-try:
-    serve(sys.argv[1:], scrape=scrape, reload=reload)
-except WebError as exc:
-    sys.exit(f"{exc}")
-print("served", flush=True)
-os._exit(0)  # as the command line does: nobody waits for a scrape that is still at work
-"""
-
-
-@contextlib.contextmanager
-def process(address="127.0.0.1:0"):
-    root = os.path.dirname(os.path.dirname(server.__file__))
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, address],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": root},
-    ) as child:
-        try:
-            yield child
-        finally:
-            child.kill()
-
-
-def port_of(child):
-    return int(re.search(r"listening .*'address': '127.0.0.1:(\d+)'", child.stdout.readline())[1])
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_with_exit_code_0(number):
-    with process() as child:
-        assert exchange(port_of(child), b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        child.send_signal(number)
-        out, err = child.communicate(timeout=20)
-    assert (child.returncode, err) == (0, "")
-    assert out.splitlines() == [f"stopping {{'signal': '{number.name}'}}", "served"]
-
-
-def test_a_scrape_and_slow_clients_do_not_hold_up_the_end():
-    with process() as child, contextlib.ExitStack() as stack:
-        port = port_of(child)
-        stack.enter_context(slow_reader(port))
-        assert child.stdout.readline() == "scraping\n"
-        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
-        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 60\r\n\r\n"
-        for sock in slow[:10]:
-            sock.sendall(request)
-        assert child.stdout.readline() == "scraping\n"
-        child.send_signal(signal.SIGTERM)
-        begin = time.monotonic()
-        child.communicate(timeout=20)
-        assert time.monotonic() - begin < 5  # what is promised to operators
-    assert child.returncode == 0
-
-
-def test_a_scrape_that_ends_in_time_is_answered_after_the_signal():
-    with process() as child:
-        with socket.create_connection(("127.0.0.1", port_of(child))) as sock:
-            sock.sendall(
-                b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 1\r\n\r\n"
-            )
-            assert child.stdout.readline() == "scraping\n"
-            child.send_signal(signal.SIGTERM)
-            sock.settimeout(10)
-            assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
-        child.communicate(timeout=20)
-    assert child.returncode == 0
-
-
-def test_sighup_reloads_and_a_failure_is_one_line():
-    with process() as child:
-        port_of(child)
-        child.send_signal(signal.SIGHUP)
-        assert child.stdout.readline() == "reloading\n"
-        assert child.stdout.readline() == "reload failed {'error': 'ValueError: config.yaml: no'}\n"
-        child.send_signal(signal.SIGTERM)
-        child.communicate(timeout=20)
-    assert child.returncode == 0
-
-
-def test_an_address_in_use_ends_it_with_one_line():
-    with (
-        listeners.listen("127.0.0.1:0") as listener,
-        process(f"127.0.0.1:{listener.getsockname()[1]}") as child,
-    ):
-        out, err = child.communicate(timeout=20)
-    assert (child.returncode, out, err.count("\n")) == (1, "", 1)
-    assert "Address already in use" in err
-
-
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
-def test_as_process_1_a_signal_ends_it():
-    root = os.path.dirname(os.path.dirname(server.__file__))
-    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", SCRIPT, "127.0.0.1:0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
-    ) as outer:
-        try:
-            if not (line := outer.stdout.readline()):
-                pytest.skip("this machine does not allow a PID namespace")
-            assert line.startswith("listening")
-            children = f"/proc/{outer.pid}/task/{outer.pid}/children"
-            with open(children) as file:
-                inner = int(file.read())
-            os.kill(inner, signal.SIGTERM)
-            assert outer.wait(20) == 0
-        finally:
-            outer.kill()
