@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from exporter.web.webconfig import WebError
 
 BACKLOG = 1024
-SEND_BUFFER_BYTES = 64 * 1024  # per connection, kept by the system; Linux doubles it
+SEND_BUFFER_BYTES = 256 * 1024  # per connection, kept by the system; Linux doubles it
 FIRST_PASSED = 3  # the descriptor of the first socket that systemd passes
 
 

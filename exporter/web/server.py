@@ -1,7 +1,7 @@
 """The server: accepts connections that strangers can neither block nor exhaust, and ends on a signal.
 
 What it holds is bounded: MAX_CONNECTIONS connections (fewer when descriptors are scarce), each with what the
-system keeps for it (some 200 kB at most), and MAX_UNREAD different answers that wait for slow readers.
+system keeps for it (half a MiB at most), and MAX_UNREAD different answers that wait for slow readers.
 """
 
 import asyncio

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 CHUNK_BYTES = 64 * 1024
+TURN_BYTES = 1024 * 1024  # sent to one client before it is the others' turn
 _RESET = struct.pack(
     "ii", 1, 0
 )  # SO_LINGER on, no seconds: what was not taken yet is dropped with the socket
@@ -46,14 +47,16 @@ class Stream:
     async def send(self, data: bytes) -> None:
         """All of the bytes, in pieces that the client takes one by one; they are not copied."""
         view = memoryview(data)
-        self.taken = None
+        self.taken, turn = None, 0
         while view:
             send = functools.partial(self._sock.send, view[:CHUNK_BYTES])
             sent = await self._when_ready(send, writing=True)
             view = view[sent:]
             if self.taken is not None:
                 self.taken += sent
-            if view:
+            turn += sent
+            if turn >= TURN_BYTES:
+                turn = 0
                 await asyncio.sleep(0)  # a fast reader keeps nobody waiting
 
     async def finish(self) -> None:
