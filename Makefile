@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # as many processes as there are processors: tests that share a server stay together
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+PYTEST := PATH="$$PATH:$$PWD/$(VENV)/servers/usr/bin" $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 # What PYTHON is, or in one line why it will not do. Python 2 understands this too.
 LOOK := import os, sys; found = sys.version.split()[0]; \
 	sys.version_info < (3, 11) and sys.exit("it is Python " + found); \
@@ -43,7 +43,7 @@ $(VENV)/servers: | $(VENV)/interpreter
 	@sh tests/e2e/servers.sh $@
 
 test: $(VENV)/.dev $(VENV)/servers  ## everything the tests need, then the tests
-	@PATH="$$PATH:$$PWD/$(VENV)/servers/usr/bin" $(PYTEST)
+	@$(PYTEST)
 
 test-fast: $(VENV)/.dev  ## the tests that start no server
 	@$(PYTEST) -m "not servers"
@@ -58,8 +58,8 @@ check: $(VENV)/.dev  ## ruff and mypy --strict
 
 lock: $(VENV)/interpreter  ## pin what pyproject.toml asks for, with hashes
 	$(PIP) install uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
 
 dashboards: $(VENV)/.dev  ## write the Grafana dashboards from their generator
 	$(BIN)/python grafana/generate.py
