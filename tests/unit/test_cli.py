@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -155,15 +155,74 @@ def test_the_help_names_each_flag_once_with_what_it_does() -> None:
     assert len(flags) == len(set(flags)) == 15
 
 
-def test_a_reader_of_the_table_that_has_left_is_no_traceback(modus: SimulatedModus, tmp_path: Path) -> None:
+def closed_pipe() -> int:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "exporter", "--config.check", "--config.file", config(tmp_path, modus)]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
-    os.close(writing)
-    assert done.returncode == 1
-    assert b"Traceback" not in done.stderr
-    assert b"Broken pipe" not in done.stderr
+    return writing
+
+
+def piped(stdout: int | None, *flags: str, stderr: int = subprocess.PIPE, **env: str) -> tuple[int, str]:
+    """Exit code and standard error with this standard output, None for a closed one, and no terminal."""
+    command = [sys.executable, "-m", "exporter", *flags]
+    if stdout is None:
+        command = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(
+        command, stdout=stdout, stderr=stderr, cwd=ROOT, timeout=60, check=False, env={"PATH": "", **env}
+    )
+    if stdout is not None:
+        os.close(stdout)
+    return done.returncode, (done.stderr or b"").decode()
+
+
+BUFFERINGS: list[dict[str, str]] = [{}, {"PYTHONUNBUFFERED": "1"}]
+
+
+@pytest.mark.parametrize("env", BUFFERINGS, ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("stdout", [closed_pipe, lambda: None], ids=["pipe", "closed"])
+@pytest.mark.parametrize(("agents", "code"), [("[101, 102]", 0), ("[101, 999]", 1)], ids=["good", "bad"])
+def test_who_does_not_read_the_table_gets_the_verdict_all_the_same(
+    modus: SimulatedModus,
+    tmp_path: Path,
+    stdout: Callable[[], int | None],
+    agents: str,
+    code: int,
+    env: dict[str, str],
+) -> None:
+    file = config(tmp_path, modus, f"agents: {agents}")
+    done = piped(stdout(), "--config.check", "--config.file", file, "--log.level", "error", **env)
+    assert done == (code, "")
+
+
+@pytest.mark.parametrize("env", BUFFERINGS, ids=["buffered", "unbuffered"])
+def test_a_table_that_the_disk_does_not_take_is_one_line_and_no_success(
+    modus: SimulatedModus, tmp_path: Path, env: dict[str, str]
+) -> None:
+    flags = "--config.check", "--config.file", config(tmp_path, modus), "--log.level", "error"
+    full = os.open("/dev/full", os.O_WRONLY)
+    says = "modus-exporter: cannot write to standard output: No space left on device\n"
+    assert piped(full, *flags, **env) == (1, says)
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_who_does_not_read_the_help_is_no_failure(flag: str) -> None:
+    assert piped(closed_pipe(), flag) == (0, "")
+    assert piped(None, flag) == (0, "")
+
+
+@pytest.mark.parametrize("flags", [["--config.file", "/no/such/file.yaml"], ["--no.such.flag"]])
+def test_a_mistake_that_nobody_can_be_told_of_is_still_exit_code_2(flags: list[str]) -> None:
+    pipe = closed_pipe()
+    assert piped(os.open(os.devnull, os.O_WRONLY), *flags, stderr=pipe) == (2, "")
+    os.close(pipe)
+
+
+def test_a_name_that_the_terminals_encoding_does_not_have_is_escaped(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    modus.rename(101, "東京")
+    done = run("--config.file", config(tmp_path, modus), "--config.check", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "\\u6771\\u4eac" in done.stdout
 
 
 def test_the_demo_takes_its_state_with_it_when_it_ends(tmp_path: Path) -> None:
