@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,7 @@ class Alertmanager(Process):
             "--cluster.listen-address=",
         ]
         super().__init__(command, directory)
-        try:
-            wait_for("Alertmanager is ready", lambda: get(f"{self.url}/-/ready"))
-        except AssertionError:
-            self.kill()
-            raise AssertionError(self.said()) from None
+        self.is_up("Alertmanager")
 
     def post(self, *alerts: dict[str, str]) -> None:
         body = [{"labels": labels} for labels in alerts]
@@ -74,13 +71,13 @@ class Alertmanager(Process):
 
 @pytest.fixture
 def alertmanager(tmp_path: Path) -> Iterator[Alertmanager]:
-    webhook = Webhook()
-    running = Alertmanager(tmp_path, webhook)
-    try:
+    program("prometheus-alertmanager", "alertmanager")
+    with ExitStack() as stack:
+        webhook = Webhook()
+        stack.callback(webhook.close)
+        running = Alertmanager(tmp_path, webhook)
+        stack.callback(running.stop)
         yield running
-    finally:
-        running.stop()
-        webhook.close()
 
 
 def by_name(alerts):

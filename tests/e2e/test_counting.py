@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from exporter.demo.simulator import Request, SimulatedModus, SimulatedRun
-from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, wait_for
+from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, program, wait_for
 
 AGENT = 7
 KILLS = 50
@@ -137,6 +137,7 @@ def test_in_the_steady_state_an_agent_costs_one_request(modus: SimulatedModus, t
 def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
     modus: SimulatedModus, tmp_path: Path
 ) -> None:
+    program("prometheus")
     modus.start_run(AGENT, at=modus.clock() - 3600, lasts=60.0)  # before the window
     file = config(tmp_path, modus.url, AGENT)
     running = Exporter(tmp_path, "--config.file", str(file))

@@ -75,6 +75,7 @@ def named(labels: dict[str, str]) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     program("prometheus")
+    program("prometheus-alertmanager", "alertmanager")
     directory = tmp_path_factory.mktemp("stack")
     with ExitStack() as cleanup:
         webhook = Webhook()
@@ -206,6 +207,7 @@ class Backfilled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
+    program("prometheus")
     directory = tmp_path_factory.mktemp("backfilled")
     end = int(time.time())
     (directory / "samples").write_text("".join(last_hours(end)))

@@ -12,7 +12,7 @@ import pytest
 
 from exporter import __version__
 from exporter.demo.simulator import SimulatedModus
-from tests.e2e.harness import Exporter, exporter, wait_for
+from tests.e2e.harness import Exporter, ended, exporter, wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -252,8 +252,10 @@ def test_a_demo_without_a_place_for_its_state_is_one_line(tmp_path: Path) -> Non
 
 def test_every_line_of_a_json_log_is_json_and_says_where_it_listens(tmp_path: Path) -> None:
     command = ["--demo", "--log.format", "json", "--web.listen-address", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "exporter", *command], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    with ended(
+        subprocess.Popen(
+            [sys.executable, "-m", "exporter", *command], stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
     ) as demo:
         assert demo.stderr is not None
         lines = []
@@ -295,7 +297,7 @@ def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
         running.scrape()
     modus.latency = 60.0
     command = [sys.executable, "-m", "exporter", flag, "--config.file", file]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as check:
+    with ended(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)) as check:
         wait_for("it asks the API", lambda: modus._server and modus._server.connections)
         check.terminate()
         assert check.wait(5) == 0  # a request may take ten seconds
