@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector
@@ -11,6 +12,10 @@ from exporter.modus.client import ModusClient
 from exporter.runs.store import StateFile
 from tests.e2e.harness import Process, Webhook
 from tests.wire import Wire
+
+# the same examples each time; `--hypothesis-profile=default` looks for new ones
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 # class, the method that opens, the one that closes; in the order in which they are closed
 OPENED: tuple[tuple[type, str, str], ...] = (

@@ -16,8 +16,9 @@ import requests
 from exporter.demo.simulator import Request, SimulatedModus, SimulatedRun
 from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, program, wait_for
 
+pytestmark = pytest.mark.servers
 AGENT = 7
-KILLS = 50
+KILLS = 20
 TERMINAL = ("completed", "error", "cancelled")
 
 
@@ -38,7 +39,7 @@ def counted(scrape: Scrape) -> Counter[str]:
     return +Counter(scrape.finished(AGENT))
 
 
-def test_no_run_is_lost_or_repeated_over_fifty_kills(modus: SimulatedModus, tmp_path: Path) -> None:
+def test_no_run_is_lost_or_repeated_over_many_kills(modus: SimulatedModus, tmp_path: Path) -> None:
     rng = random.Random(1)  # noqa: S311
     file = config(tmp_path, modus.url, AGENT)
     shown, gone = Counter[str](), Counter[str]()

@@ -25,6 +25,7 @@ from exporter.runs.store import read_state
 from tests.e2e.harness import OPENMETRICS, Exporter, Process, Scrape, config, ended, exporter, get, wait_for
 from tests.e2e.test_counting import audit
 
+pytestmark = pytest.mark.servers
 COMMAND = (sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0")
 ROOT = str(Path(__file__).parents[2])
 ILL, WELL = 1, 2
@@ -296,7 +297,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)  # also when a test left a file open
 
 
-@pytest.mark.parametrize("fault", [*DOWN, *HEALED], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(each, marks=[pytest.mark.root] * (each is full_disk)) for each in (*DOWN, *HEALED)],
+    ids=lambda fault: fault.__name__,
+)
 def test_a_fault_of_the_disk_stops_no_scrape_and_counts_nothing_twice(
     modus: SimulatedModus, tmp_path: Path, request: pytest.FixtureRequest, fault: Fault
 ) -> None:
@@ -349,6 +354,7 @@ def test_a_state_file_that_breaks_while_nobody_looks_is_moved_aside_at_the_start
     assert len(aside) == 1
 
 
+@pytest.mark.root
 def test_wherever_the_disk_gets_full_a_fresh_file_is_whole_in_the_end(small_disk: Path) -> None:
     path = small_disk / "state.db"
     now = time.time()
@@ -726,6 +732,7 @@ def test_a_state_file_in_use_is_one_line_and_left_alone(modus: SimulatedModus, t
         assert running.scrape().value("modus_exporter_ledger_up") == 1
 
 
+@pytest.mark.root
 def test_a_disk_that_is_full_at_the_start_is_one_line(
     modus: SimulatedModus, tmp_path: Path, small_disk: Path
 ) -> None:

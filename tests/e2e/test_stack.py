@@ -21,6 +21,7 @@ from tests.e2e.test_alertmanager import Alertmanager
 from tests.simulation import Clock, settings
 from tests.simulation import Exporter as Simulation
 
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("stack")]
 ROOT = Path(__file__).parents[2] / "prometheus"
 EXPECTED = {
     ("ModusAgentLastRunFailed", "104"),

@@ -902,6 +902,7 @@ def test_an_address_in_use_ends_it_with_one_line():
     assert "Address already in use" in err
 
 
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 def test_as_process_1_a_signal_ends_it():
     root = os.path.dirname(os.path.dirname(door.__file__))
