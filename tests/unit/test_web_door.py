@@ -29,10 +29,10 @@ from cryptography.x509.oid import NameOID
 from exporter.web import server as door
 from exporter.web import webconfig
 from exporter.web.webconfig import WebConfigFile, WebError
+from tests.e2e.harness import program
 from tests.webserver import exposition, running
 
 HASH = "$2a$04$W00MjpPDRoSjOflEI/NbPu9j3i0VIoRoNeoJbK/OIIqd3g.s2aUIq"  # of: secret
-PROMTOOL = shutil.which("promtool")
 
 
 def basic(user, password):
@@ -517,9 +517,12 @@ def test_a_curve_that_this_python_cannot_set_is_one_line(ca, write):
 
 
 def promtool_accepts(path):
-    if not PROMTOOL:
-        pytest.skip("promtool is not installed")
-    return subprocess.run([PROMTOOL, "check", "web-config", str(path)], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            [program("promtool"), "check", "web-config", str(path)], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize("text", ACCEPTED)
