@@ -14,10 +14,11 @@ import pytest
 import requests
 
 from exporter.demo.simulator import Request, SimulatedModus, SimulatedRun
-from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, wait_for
+from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, program, wait_for
 
+pytestmark = pytest.mark.servers
 AGENT = 7
-KILLS = 50
+KILLS = 20
 TERMINAL = ("completed", "error", "cancelled")
 
 
@@ -38,7 +39,7 @@ def counted(scrape: Scrape) -> Counter[str]:
     return +Counter(scrape.finished(AGENT))
 
 
-def test_no_run_is_lost_or_repeated_over_fifty_kills(modus: SimulatedModus, tmp_path: Path) -> None:
+def test_no_run_is_lost_or_repeated_over_many_kills(modus: SimulatedModus, tmp_path: Path) -> None:
     rng = random.Random(1)  # noqa: S311
     file = config(tmp_path, modus.url, AGENT)
     shown, gone = Counter[str](), Counter[str]()
@@ -137,6 +138,7 @@ def test_in_the_steady_state_an_agent_costs_one_request(modus: SimulatedModus, t
 def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
     modus: SimulatedModus, tmp_path: Path
 ) -> None:
+    program("prometheus")
     modus.start_run(AGENT, at=modus.clock() - 3600, lasts=60.0)  # before the window
     file = config(tmp_path, modus.url, AGENT)
     running = Exporter(tmp_path, "--config.file", str(file))
