@@ -33,8 +33,22 @@ EOF
         for package in $packages promtool; do timeout 120 apt-get -c apt.conf -qq download "$package"; done
     ) >"$work/log" 2>&1
     for package in "$work"/*.deb; do
-        [ -e "$package" ] && dpkg-deb --fsys-tarfile "$package" | tar -xC "$servers.part" ./usr/bin
+        [ -e "$package" ] && dpkg-deb --fsys-tarfile "$package" |
+            tar -xC "$servers.part" --wildcards './usr/bin/*' './usr/share/prometheus/alertmanager/*.tmpl' 2>/dev/null
     done
+    # Debian's Alertmanager looks for its templates at a fixed place. A name of the same length leads it to where they
+    # are: a directory that is handed to it open.
+    if [ -e "$servers.part/usr/bin/prometheus-alertmanager" ]; then
+        mkdir "$servers.part/usr/lib"
+        LC_ALL=C sed 's#/usr/share/prometheus/alertmanager#/proc/self/fd////////////////////9#g' \
+            "$servers.part/usr/bin/prometheus-alertmanager" >"$servers.part/usr/lib/alertmanager"
+        cat >"$servers.part/usr/bin/prometheus-alertmanager" <<'EOF'
+#!/bin/sh
+here=$(dirname "$0")/..
+exec 9<"$here/share/prometheus/alertmanager" && exec "$here/lib/alertmanager" "$@"
+EOF
+        chmod +x "$servers.part/usr/lib/alertmanager"
+    fi
     for program in "$servers.part"/usr/bin/*; do # a shared library may be missing
         [ -e "$program" ] && { "$program" --version >/dev/null 2>&1 || rm "$program"; }
     done
