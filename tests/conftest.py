@@ -11,6 +11,7 @@ from exporter.metrics.collector import RunsCollector
 from exporter.modus.client import ModusClient
 from exporter.runs.store import StateFile
 from tests.e2e.harness import Process, Webhook
+from tests.simulation import ILL, WELL
 from tests.wire import Wire
 
 # the same examples each time; `--hypothesis-profile=default` looks for new ones
@@ -55,3 +56,15 @@ def nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for kind, _, closes in OPENED:
         for key in [key for key in still_open if key[0] is kind]:
             getattr(still_open[key], closes)()
+
+
+@pytest.fixture
+def modus() -> SimulatedModus:
+    """The simulated API over HTTP, with three completed runs and an open one of each of two agents."""
+    modus = SimulatedModus(fleet={}).start()
+    for agent_id in (ILL, WELL):
+        modus.add_agent(agent_id, f"Agent {agent_id}")
+        modus.start_run(agent_id, at=modus.clock() - 100)
+        for ago in (400, 300, 200):
+            modus.start_run(agent_id, at=modus.clock() - ago, lasts=5.0)
+    return modus

@@ -23,11 +23,23 @@ def exposition(openmetrics: bool) -> bytes:
     return rendered([up, runs], openmetrics)
 
 
+class StartedServer(Server):
+    """Says when it has begun: from then on only a request reads the web configuration again."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.begun = threading.Event()
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        self.begun.set()
+
+
 @dataclass
 class Site:
     """A server in a thread of this process."""
 
-    server: Server
+    server: StartedServer
     port: int
     reloads: list[int] = field(default_factory=list)  # one entry per reload
 
@@ -69,10 +81,11 @@ def running(
         web_config=web_config,
     )
     listener = listen("127.0.0.1:0")
-    site = Site(Server(app, web_config, reload), listener.getsockname()[1])
+    site = Site(StartedServer(app, web_config, reload), listener.getsockname()[1])
     thread = threading.Thread(target=site.server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
+        assert site.server.begun.wait(20)
         yield site
     finally:
         site.server.should_exit = True

@@ -183,6 +183,14 @@ def config(directory: Path, url: str, *agents: int, **sections: str) -> Path:
     return path
 
 
+def audit(file: Path) -> tuple[int, str]:
+    """Exit code and table of `--audit`."""
+    command = [sys.executable, "-m", "exporter", "--config.file", str(file), "--audit"]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=root)
+    return done.returncode, done.stdout
+
+
 def program(*names: str) -> str:
     """The first of these programs that is installed; without one the test is skipped, but not in CI."""
     for name in names:

@@ -2,8 +2,6 @@
 
 import random
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import pytest
 import requests
 
 from exporter.demo.simulator import Request, SimulatedModus, SimulatedRun
-from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, program, wait_for
+from tests.e2e.harness import Exporter, Prometheus, Scrape, audit, config, exporter, program, wait_for
 
 pytestmark = pytest.mark.servers
 AGENT = 7
@@ -178,13 +176,6 @@ def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
     finally:
         prometheus.stop()
         running.stop()
-
-
-def audit(file: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "exporter", "--config.file", str(file), "--audit"]
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=root)
-    return done.returncode, done.stdout
 
 
 def test_the_audit_agrees_with_a_running_exporter_and_finds_what_was_tampered_with(

@@ -22,13 +22,23 @@ from exporter.demo.simulator import Answer, Request, SimulatedModus
 from exporter.modus.model import Cursor, Run
 from exporter.runs.ledger import Ledger
 from exporter.runs.store import read_state
-from tests.e2e.harness import OPENMETRICS, Exporter, Process, Scrape, config, ended, exporter, get, wait_for
-from tests.e2e.test_counting import audit
+from tests.e2e.harness import (
+    OPENMETRICS,
+    Exporter,
+    Process,
+    Scrape,
+    audit,
+    config,
+    ended,
+    exporter,
+    get,
+    wait_for,
+)
+from tests.simulation import ILL, WELL
 
 pytestmark = pytest.mark.servers
 COMMAND = (sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0")
 ROOT = str(Path(__file__).parents[2])
-ILL, WELL = 1, 2
 LIVE = (
     "modus_agent_runs",
     "modus_agent_executions",
@@ -36,18 +46,6 @@ LIVE = (
     "modus_agent_oldest_open_run_start_timestamp_seconds",
 )
 WITHIN = 5.0  # seconds in which a signal must have ended the process
-
-
-@pytest.fixture
-def modus() -> Iterator[SimulatedModus]:
-    modus = SimulatedModus(fleet={}).start()
-    for agent_id in (ILL, WELL):
-        modus.add_agent(agent_id, f"Agent {agent_id}")
-        modus.start_run(agent_id, at=modus.clock() - 100)
-        for ago in (400, 300, 200):
-            modus.start_run(agent_id, at=modus.clock() - ago, lasts=5.0)
-    yield modus
-    modus.close()
 
 
 def labels(agent_id: int) -> dict[str, str]:
