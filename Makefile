@@ -6,27 +6,47 @@ MANIFEST := deploy/kubernetes/modus-exporter.yaml
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' exporter/__init__.py)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# as many processes as there are processors: tests that share a server stay together
+PYTEST := PATH="$$PATH:$$PWD/$(VENV)/servers/usr/bin" $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+# What PYTHON is, or in one line why it will not do. Python 2 understands this too.
+LOOK := import os, sys; found = sys.version.split()[0]; \
+	sys.version_info < (3, 11) and sys.exit("it is Python " + found); \
+	from importlib.util import find_spec; \
+	find_spec("ensurepip") or sys.exit("it has no venv (on Debian: apt-get install python3-venv)"); \
+	print("Python", found, os.path.realpath(sys.executable))
 
-.PHONY: run test bench check lock dashboards clean
+.PHONY: run test test-fast bench check lock dashboards image manifest release-check clean FORCE
 .DEFAULT_GOAL := run
 
-$(VENV)/.run: requirements.lock
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	touch $@
+# .venv is made anew when PYTHON is not the interpreter it was made with
+$(VENV)/interpreter: FORCE
+	$(eval FOUND := $(shell if command -v $(PYTHON) >/dev/null; then $(PYTHON) -c '$(LOOK)' 2>&1; else echo it is not there; fi))
+	$(if $(filter Python,$(firstword $(FOUND))),,$(error Python 3.11 or newer with venv is needed, and $(PYTHON) \
+	will not do: $(FOUND). Name another one: make $(or $(firstword $(MAKECMDGOALS)),run) PYTHON=python3.12))
+	@[ "$$(cat $@ 2>/dev/null)" = "$(FOUND)" ] || { $(PYTHON) -m venv --clear $(VENV) && echo "$(FOUND)" >$@; }
 
-$(VENV)/.dev: requirements-dev.lock
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	touch $@ $(VENV)/.run
+$(VENV)/.run: requirements.lock $(VENV)/interpreter
+	$(PIP) install --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/interpreter
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@ $(VENV)/.run
 
 run: $(VENV)/.run  ## run the exporter: config.yaml when MODUS_API_KEY is set, else the demo fleet
 	@if [ -n "$$MODUS_API_KEY" ]; then exec $(BIN)/python -m exporter; \
 	else echo "MODUS_API_KEY is not set: starting the demo fleet" >&2; exec $(BIN)/python -m exporter --demo; fi
 
-test: $(VENV)/.dev  ## everything the tests need, then the tests
-	@sh tests/e2e/servers.sh
-	$(BIN)/python -m pytest
+# once for each .venv: `make clean` has it tried again
+$(VENV)/servers: | $(VENV)/interpreter
+	@sh tests/e2e/servers.sh $@
+
+test: $(VENV)/.dev $(VENV)/servers  ## everything the tests need, then the tests
+	@$(PYTEST)
+
+test-fast: $(VENV)/.dev  ## the tests that start no server
+	@$(PYTEST) -m "not servers"
 
 bench: $(VENV)/.dev  ## what a scrape costs, into benchmarks/RESULTS.md; under ten minutes
 	$(BIN)/python -m benchmarks.run
@@ -34,13 +54,12 @@ bench: $(VENV)/.dev  ## what a scrape costs, into benchmarks/RESULTS.md; under t
 check: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict
+	$(BIN)/python -m mypy --strict
 
-lock:  ## pin what pyproject.toml asks for, with hashes
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
+lock: $(VENV)/interpreter  ## pin what pyproject.toml asks for, with hashes
+	$(PIP) install uv
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
 
 dashboards: $(VENV)/.dev  ## write the Grafana dashboards from their generator
 	$(BIN)/python grafana/generate.py

@@ -1,6 +1,7 @@
 """The command line, and the only place where the parts are wired together."""
 
 import argparse
+import io
 import logging
 import os
 import platform
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,7 +54,8 @@ log = logging.getLogger("exporter.cli")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
+        _complain(f"{' '.join(message.split())}; see {self.prog} --help")
+        sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         with ExitStack() as stack:
             return _run(args, stack)
     except (ConfigError, WebError, LedgerError, ApiError) as error:
-        sys.stderr.write(f"modus-exporter: {error}\n")
+        _complain(str(error))
         return getattr(error, "exit_code", 1 if isinstance(error, (LedgerError, ApiError)) else 2)
 
 
@@ -273,14 +275,32 @@ def _demo(stack: ExitStack) -> Callable[[], Config]:
 
 
 def run() -> NoReturn:
-    """The entry point: leaves without waiting for a request that is still under way."""
-    code = 1
-    with suppress(BrokenPipeError):
-        try:
+    """The entry point: leaves without waiting for a request that is still under way.
+
+    The exit code is that of the work, also when nobody reads what it says any more. What is lost in any
+    other way, as on a full disk, is one line and exit code 1.
+    """
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
             code = main()
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else 1
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    try:
+        text = printed.getvalue().encode(sys.stdout.encoding, "backslashreplace")
+        sys.stdout.write(text.decode(sys.stdout.encoding))
         sys.stdout.flush()
-        sys.stderr.flush()
+    except BrokenPipeError:
+        pass  # as with `| head -1`
+    except OSError as error:
+        _complain(f"cannot write to standard output: {error.strerror}")
+        code = code or 1
     logging.shutdown()
     os._exit(code)
+
+
+def _complain(line: str) -> None:
+    with suppress(OSError):  # nobody is there to be told
+        sys.stderr.write(f"modus-exporter: {line}\n")
+        sys.stderr.flush()

@@ -19,6 +19,7 @@ from exporter.runs.reader import Limits
 BOUNDS = (1.0, 10.0, 60.0, 600.0)
 DAY = 86400.0
 START = 1_790_000_000.0
+ILL, WELL = 1, 2  # the two agents of the fixture `modus`
 
 
 class Clock:

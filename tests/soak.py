@@ -24,8 +24,7 @@ import requests
 from exporter.demo.simulator import Answer, Request, SimulatedModus, SimulatedRun
 from exporter.modus.model import OPEN_STATUSES
 from exporter.runs.store import read_state
-from tests.e2e.harness import OPENMETRICS, Exporter, Scrape, config, wait_for
-from tests.e2e.test_counting import audit
+from tests.e2e.harness import OPENMETRICS, Exporter, Scrape, audit, config, wait_for
 
 AGENTS = range(1, 21)
 TIMEOUT = 2.0  # seconds that a scrape may take

@@ -207,7 +207,12 @@ class WebConfigFile:
         self._set_ciphers(context, tls.cipher_suites or ())
         curves = tls.curve_preferences or []
         for curve in curves:
-            context.set_ecdh_curve(self._choice(f"{key}.curve_preferences", curve, _CURVES))
+            name = self._choice(f"{key}.curve_preferences", curve, _CURVES)
+            try:
+                context.set_ecdh_curve(name)
+            except (ssl.SSLError, ValueError):  # X25519, by Python 3.11 with some builds of OpenSSL
+                problem = f"{curve!r} cannot be set with this Python ({ssl.OPENSSL_VERSION})"
+                raise self._error(f"{key}.curve_preferences", problem) from None
         if len(curves) > 1:
             raise self._error(f"{key}.curve_preferences", "only one curve can be set: name one or none")
         self._load_pair(context, tls, directory)

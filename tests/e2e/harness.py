@@ -59,8 +59,20 @@ def free_port() -> int:
     return port
 
 
+@contextmanager
+def ended(popen: "subprocess.Popen[Any]") -> Iterator["subprocess.Popen[Any]"]:
+    """A program that is ended by its process id, whatever happens to the test; its pipes are closed."""
+    with popen:
+        try:
+            yield popen
+        finally:
+            popen.kill()
+
+
 class Process:
     """A program that is ended by its process id, whatever happens to the test."""
+
+    url = ""
 
     def __init__(self, command: list[str], directory: Path, env: dict[str, str] | None = None) -> None:
         self.log = directory / f"{Path(command[0]).name}-{time.monotonic_ns()}.log"
@@ -72,6 +84,15 @@ class Process:
     def said(self) -> str:
         return self.log.read_text()
 
+    def is_up(self, name: str) -> None:
+        """Wait until it says that it is ready, at its `url`."""
+        try:
+            wait_for(f"{name} is ready", lambda: self.popen.poll() is not None or get(f"{self.url}/-/ready"))
+            assert self.popen.poll() is None
+        except BaseException as error:
+            self.kill()
+            raise AssertionError(self.said()) from error
+
     def kill(self) -> None:
         self.popen.kill()
         self.popen.wait(10)
@@ -81,7 +102,7 @@ class Process:
             self.popen.send_signal(number)
         try:
             return self.popen.wait(within)
-        except subprocess.TimeoutExpired:
+        except BaseException:
             self.kill()
             raise
 
@@ -95,7 +116,11 @@ class Exporter(Process):
         root = str(Path(__file__).parents[2])
         command = [*prefix, sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0", *flags]
         super().__init__(command, directory, {"PYTHONPATH": root, **(env or {})})
-        address = wait_for("the exporter listens", self._address)
+        try:
+            address = wait_for("the exporter listens", self._address)
+        except BaseException:
+            self.kill()
+            raise
         self.url = f"http://{address}"
 
     def _address(self) -> str | None:
@@ -158,6 +183,14 @@ def config(directory: Path, url: str, *agents: int, **sections: str) -> Path:
     return path
 
 
+def audit(file: Path) -> tuple[int, str]:
+    """Exit code and table of `--audit`."""
+    command = [sys.executable, "-m", "exporter", "--config.file", str(file), "--audit"]
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=root)
+    return done.returncode, done.stdout
+
+
 def program(*names: str) -> str:
     """The first of these programs that is installed; without one the test is skipped, but not in CI."""
     for name in names:
@@ -184,11 +217,7 @@ class Prometheus(Process):
             ],
             directory,
         )
-        try:
-            wait_for("Prometheus is ready", lambda: get(f"{self.url}/-/ready"))
-        except AssertionError:
-            self.kill()
-            raise AssertionError(self.said()) from None
+        self.is_up("Prometheus")
 
     def ask(self, path: str, **query: Any) -> Any:
         answer = json.loads(get(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query, doseq=True)}"))

@@ -1,13 +1,61 @@
 #!/bin/sh
-# Prometheus and Alertmanager for the end-to-end tests, from the system's packages.
-# As root on Debian they are installed when missing; elsewhere the tests that need them are skipped.
-command -v prometheus >/dev/null && command -v alertmanager >/dev/null && exit 0
-command -v prometheus >/dev/null && command -v prometheus-alertmanager >/dev/null && exit 0
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive
-    # the packages start their daemons when installed: nobody asked for that here
-    [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d && trap 'rm -f /usr/sbin/policy-rc.d' EXIT; }
-    apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager >/dev/null
-else
-    echo "Prometheus and Alertmanager are not installed: the end-to-end tests that need them are skipped" >&2
+# servers.sh DIRECTORY: Prometheus and Alertmanager for the tests, those that PATH lacks, into DIRECTORY/usr/bin.
+# They come from Debian's packages, unpacked and not installed: no root is needed and nothing of the machine changes.
+# Where that fails DIRECTORY stays empty, and the tests that need them are skipped.
+servers=$1
+has() { for name; do command -v "$name" >/dev/null || return 1; done; }
+packages=
+has prometheus promtool || packages=prometheus
+has amtool && { has alertmanager || has prometheus-alertmanager; } || packages="$packages prometheus-alertmanager"
+
+rm -rf "$servers.part" && mkdir -p "$servers.part" || exit
+if [ -n "$packages" ] && has apt-get dpkg-deb timeout && work=$(mktemp -d); then
+    trap 'rm -rf "$work" "$servers.part"' EXIT
+    trap 'exit 1' HUP INT TERM
+    mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial"
+    # lists and cache of its own and none of the machine's hooks, which may write elsewhere
+    cat >"$work/apt.conf" <<EOF
+Dir::State "$work/state";
+Dir::State::status "/var/lib/dpkg/status";
+Dir::Cache "$work/cache";
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Acquire::http::Timeout "10";
+Acquire::https::Timeout "10";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+EOF
+    # a source that does not answer is no reason to give up: another one may have the packages;
+    # promtool is a package of its own from Debian 13 on, and a part of prometheus before
+    (cd "$work" && timeout 120 apt-get -c apt.conf -qq update
+        for package in $packages promtool; do timeout 120 apt-get -c apt.conf -qq download "$package"; done
+    ) >"$work/log" 2>&1
+    for package in "$work"/*.deb; do
+        [ -e "$package" ] && dpkg-deb --fsys-tarfile "$package" |
+            tar -xC "$servers.part" --wildcards './usr/bin/*' './usr/share/prometheus/alertmanager/*.tmpl' 2>/dev/null
+    done
+    # Debian's Alertmanager looks for its templates at a fixed place. A name of the same length leads it to where they
+    # are: a directory that is handed to it open.
+    if [ -e "$servers.part/usr/bin/prometheus-alertmanager" ]; then
+        mkdir "$servers.part/usr/lib"
+        LC_ALL=C sed 's#/usr/share/prometheus/alertmanager#/proc/self/fd////////////////////9#g' \
+            "$servers.part/usr/bin/prometheus-alertmanager" >"$servers.part/usr/lib/alertmanager"
+        cat >"$servers.part/usr/bin/prometheus-alertmanager" <<'EOF'
+#!/bin/sh
+here=$(dirname "$0")/..
+exec 9<"$here/share/prometheus/alertmanager" && exec "$here/lib/alertmanager" "$@"
+EOF
+        chmod +x "$servers.part/usr/lib/alertmanager"
+    fi
+    for program in "$servers.part"/usr/bin/*; do # a shared library may be missing
+        [ -e "$program" ] && { "$program" --version >/dev/null 2>&1 || rm "$program"; }
+    done
 fi
+missing=
+for package in $packages; do
+    [ -x "$servers.part/usr/bin/$package" ] || missing="${missing:+$missing and }$package"
+done
+[ -z "$missing" ] || echo "$missing not found and not to be had with apt-get: the tests that need them are skipped" >&2
+mv "$servers.part" "$servers"

@@ -2,8 +2,6 @@
 
 import random
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,10 +12,11 @@ import pytest
 import requests
 
 from exporter.demo.simulator import Request, SimulatedModus, SimulatedRun
-from tests.e2e.harness import Exporter, Prometheus, Scrape, config, exporter, wait_for
+from tests.e2e.harness import Exporter, Prometheus, Scrape, audit, config, exporter, program, wait_for
 
+pytestmark = pytest.mark.servers
 AGENT = 7
-KILLS = 50
+KILLS = 20
 TERMINAL = ("completed", "error", "cancelled")
 
 
@@ -38,7 +37,7 @@ def counted(scrape: Scrape) -> Counter[str]:
     return +Counter(scrape.finished(AGENT))
 
 
-def test_no_run_is_lost_or_repeated_over_fifty_kills(modus: SimulatedModus, tmp_path: Path) -> None:
+def test_no_run_is_lost_or_repeated_over_many_kills(modus: SimulatedModus, tmp_path: Path) -> None:
     rng = random.Random(1)  # noqa: S311
     file = config(tmp_path, modus.url, AGENT)
     shown, gone = Counter[str](), Counter[str]()
@@ -137,6 +136,7 @@ def test_in_the_steady_state_an_agent_costs_one_request(modus: SimulatedModus, t
 def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
     modus: SimulatedModus, tmp_path: Path
 ) -> None:
+    program("prometheus")
     modus.start_run(AGENT, at=modus.clock() - 3600, lasts=60.0)  # before the window
     file = config(tmp_path, modus.url, AGENT)
     running = Exporter(tmp_path, "--config.file", str(file))
@@ -176,13 +176,6 @@ def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
     finally:
         prometheus.stop()
         running.stop()
-
-
-def audit(file: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "exporter", "--config.file", str(file), "--audit"]
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=root)
-    return done.returncode, done.stdout
 
 
 def test_the_audit_agrees_with_a_running_exporter_and_finds_what_was_tampered_with(

@@ -10,6 +10,8 @@ import pytest
 from exporter.metrics.table import TABLE
 from tests.e2e.harness import Exporter, Prometheus, exporter, get, program, wait_for
 
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("demo")]
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exporter]:

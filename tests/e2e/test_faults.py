@@ -22,12 +22,23 @@ from exporter.demo.simulator import Answer, Request, SimulatedModus
 from exporter.modus.model import Cursor, Run
 from exporter.runs.ledger import Ledger
 from exporter.runs.store import read_state
-from tests.e2e.harness import OPENMETRICS, Exporter, Process, Scrape, config, exporter, get, wait_for
-from tests.e2e.test_counting import audit
+from tests.e2e.harness import (
+    OPENMETRICS,
+    Exporter,
+    Process,
+    Scrape,
+    audit,
+    config,
+    ended,
+    exporter,
+    get,
+    wait_for,
+)
+from tests.simulation import ILL, WELL
 
+pytestmark = pytest.mark.servers
 COMMAND = (sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0")
 ROOT = str(Path(__file__).parents[2])
-ILL, WELL = 1, 2
 LIVE = (
     "modus_agent_runs",
     "modus_agent_executions",
@@ -35,18 +46,6 @@ LIVE = (
     "modus_agent_oldest_open_run_start_timestamp_seconds",
 )
 WITHIN = 5.0  # seconds in which a signal must have ended the process
-
-
-@pytest.fixture
-def modus() -> Iterator[SimulatedModus]:
-    modus = SimulatedModus(fleet={}).start()
-    for agent_id in (ILL, WELL):
-        modus.add_agent(agent_id, f"Agent {agent_id}")
-        modus.start_run(agent_id, at=modus.clock() - 100)
-        for ago in (400, 300, 200):
-            modus.start_run(agent_id, at=modus.clock() - ago, lasts=5.0)
-    yield modus
-    modus.close()
 
 
 def labels(agent_id: int) -> dict[str, str]:
@@ -205,9 +204,9 @@ def replaced_by_an_old_copy(running: Exporter, path: Path) -> AbstractContextMan
 
 @contextmanager
 def replaced_by_another_programs(running: Exporter, path: Path) -> Iterator[None]:
-    script = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).executescript('CREATE TABLE theirs (x)')"
     theirs = path.parents[1] / "theirs.db"
-    subprocess.run([sys.executable, "-c", script, str(theirs)], check=True)
+    with closing(sqlite3.connect(theirs)) as db:
+        db.execute("CREATE TABLE theirs (x)")
     os.replace(theirs, path)
     yield
     path.unlink()
@@ -253,7 +252,7 @@ def other_program(path: Path, statement: str) -> Iterator[None]:
         "db.execute(sys.argv[2]).fetchall(); print('done', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(path), statement]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with ended(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)) as other:
         assert other.stdout is not None
         assert other.stdout.readline()
         yield
@@ -286,6 +285,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A mounted tmpfs of 1 MiB, where the exporter keeps its state."""
     disk = tmp_path / "state"
     disk.mkdir()
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("a small disk is mounted by root, with mount")
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -294,7 +295,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)  # also when a test left a file open
 
 
-@pytest.mark.parametrize("fault", [*DOWN, *HEALED], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(each, marks=[pytest.mark.root] * (each is full_disk)) for each in (*DOWN, *HEALED)],
+    ids=lambda fault: fault.__name__,
+)
 def test_a_fault_of_the_disk_stops_no_scrape_and_counts_nothing_twice(
     modus: SimulatedModus, tmp_path: Path, request: pytest.FixtureRequest, fault: Fault
 ) -> None:
@@ -347,6 +352,7 @@ def test_a_state_file_that_breaks_while_nobody_looks_is_moved_aside_at_the_start
     assert len(aside) == 1
 
 
+@pytest.mark.root
 def test_wherever_the_disk_gets_full_a_fresh_file_is_whole_in_the_end(small_disk: Path) -> None:
     path = small_disk / "state.db"
     now = time.time()
@@ -724,6 +730,7 @@ def test_a_state_file_in_use_is_one_line_and_left_alone(modus: SimulatedModus, t
         assert running.scrape().value("modus_exporter_ledger_up") == 1
 
 
+@pytest.mark.root
 def test_a_disk_that_is_full_at_the_start_is_one_line(
     modus: SimulatedModus, tmp_path: Path, small_disk: Path
 ) -> None:

@@ -21,6 +21,7 @@ from tests.e2e.test_alertmanager import Alertmanager
 from tests.simulation import Clock, settings
 from tests.simulation import Exporter as Simulation
 
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("stack")]
 ROOT = Path(__file__).parents[2] / "prometheus"
 EXPECTED = {
     ("ModusAgentLastRunFailed", "104"),
@@ -75,6 +76,7 @@ def named(labels: dict[str, str]) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     program("prometheus")
+    program("prometheus-alertmanager", "alertmanager")
     directory = tmp_path_factory.mktemp("stack")
     with ExitStack() as cleanup:
         webhook = Webhook()
@@ -206,6 +208,7 @@ class Backfilled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]:
+    program("prometheus")
     directory = tmp_path_factory.mktemp("backfilled")
     end = int(time.time())
     (directory / "samples").write_text("".join(last_hours(end)))

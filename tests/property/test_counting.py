@@ -202,7 +202,7 @@ def test_every_run_is_counted_once_whatever_happens() -> None:
     run_state_machine_as_test(
         Counting,
         settings=settings(
-            max_examples=150,
+            max_examples=100,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -20,7 +20,8 @@ TIMES = st.sampled_from(
 )
 RUNS = st.builds(
     Run,
-    id=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=130),
+    # no quote: prometheus_client's parser cannot read one in an exemplar, not even from its own renderer
+    id=st.text(st.characters(exclude_categories=["Cs"], exclude_characters='"'), min_size=1, max_size=130),
     workflow_id=TEXT,
     status=STATUSES,
     agent_name=TEXT,

@@ -10,7 +10,7 @@ from tests.simulation import DAY, Clock, Exporter, finished, settings
 
 AGENT = 7
 RUNS_A_DAY = 1000
-SCRAPE_INTERVAL = 1800.0
+SCRAPE_INTERVAL = 3600.0
 
 
 def test_the_state_stays_bounded_over_a_month_of_a_thousand_runs_a_day(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ def ca(tmp_path):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write the web configuration file; returns its path."""
+    """Write the web configuration file, at once: the server looks at it all the time; returns its path."""
 
     def write_file(text):
         path = tmp_path / "web.yml"
-        path.write_text(text)
-        return path
+        (tmp_path / "web.yml.new").write_text(text)
+        return (tmp_path / "web.yml.new").replace(path)
 
     return write_file

@@ -5,14 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from exporter import __version__
 from exporter.demo.simulator import SimulatedModus
-from tests.e2e.harness import Exporter, exporter, wait_for
+from tests.e2e.harness import Exporter, ended, exporter, wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,17 +155,77 @@ def test_the_help_names_each_flag_once_with_what_it_does() -> None:
     assert len(flags) == len(set(flags)) == 15
 
 
-def test_a_reader_of_the_table_that_has_left_is_no_traceback(modus: SimulatedModus, tmp_path: Path) -> None:
+def closed_pipe() -> int:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "exporter", "--config.check", "--config.file", config(tmp_path, modus)]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False)
-    os.close(writing)
-    assert done.returncode == 1
-    assert b"Traceback" not in done.stderr
-    assert b"Broken pipe" not in done.stderr
+    return writing
 
 
+def piped(stdout: int | None, *flags: str, stderr: int = subprocess.PIPE, **env: str) -> tuple[int, str]:
+    """Exit code and standard error with this standard output, None for a closed one, and no terminal."""
+    command = [sys.executable, "-m", "exporter", *flags]
+    if stdout is None:
+        command = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(
+        command, stdout=stdout, stderr=stderr, cwd=ROOT, timeout=60, check=False, env={"PATH": "", **env}
+    )
+    if stdout is not None:
+        os.close(stdout)
+    return done.returncode, (done.stderr or b"").decode()
+
+
+BUFFERINGS: list[dict[str, str]] = [{}, {"PYTHONUNBUFFERED": "1"}]
+
+
+@pytest.mark.parametrize("env", BUFFERINGS, ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("stdout", [closed_pipe, lambda: None], ids=["pipe", "closed"])
+@pytest.mark.parametrize(("agents", "code"), [("[101, 102]", 0), ("[101, 999]", 1)], ids=["good", "bad"])
+def test_who_does_not_read_the_table_gets_the_verdict_all_the_same(
+    modus: SimulatedModus,
+    tmp_path: Path,
+    stdout: Callable[[], int | None],
+    agents: str,
+    code: int,
+    env: dict[str, str],
+) -> None:
+    file = config(tmp_path, modus, f"agents: {agents}")
+    done = piped(stdout(), "--config.check", "--config.file", file, "--log.level", "error", **env)
+    assert done == (code, "")
+
+
+@pytest.mark.parametrize("env", BUFFERINGS, ids=["buffered", "unbuffered"])
+def test_a_table_that_the_disk_does_not_take_is_one_line_and_no_success(
+    modus: SimulatedModus, tmp_path: Path, env: dict[str, str]
+) -> None:
+    flags = "--config.check", "--config.file", config(tmp_path, modus), "--log.level", "error"
+    full = os.open("/dev/full", os.O_WRONLY)
+    says = "modus-exporter: cannot write to standard output: No space left on device\n"
+    assert piped(full, *flags, **env) == (1, says)
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_who_does_not_read_the_help_is_no_failure(flag: str) -> None:
+    assert piped(closed_pipe(), flag) == (0, "")
+    assert piped(None, flag) == (0, "")
+
+
+@pytest.mark.parametrize("flags", [["--config.file", "/no/such/file.yaml"], ["--no.such.flag"]])
+def test_a_mistake_that_nobody_can_be_told_of_is_still_exit_code_2(flags: list[str]) -> None:
+    pipe = closed_pipe()
+    assert piped(os.open(os.devnull, os.O_WRONLY), *flags, stderr=pipe) == (2, "")
+    os.close(pipe)
+
+
+def test_a_name_that_the_terminals_encoding_does_not_have_is_escaped(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    modus.rename(101, "東京")
+    done = run("--config.file", config(tmp_path, modus), "--config.check", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "\\u6771\\u4eac" in done.stdout
+
+
+@pytest.mark.servers
 def test_the_demo_takes_its_state_with_it_when_it_ends(tmp_path: Path) -> None:
     with exporter(tmp_path, "--demo", env={"TMPDIR": str(tmp_path)}) as demo:
         (directory,) = tmp_path.glob("modus-exporter-demo-*")
@@ -175,6 +235,7 @@ def test_the_demo_takes_its_state_with_it_when_it_ends(tmp_path: Path) -> None:
     assert list(tmp_path.glob("modus-exporter-demo-*")) == []
 
 
+@pytest.mark.servers
 def test_the_demo_asks_no_proxy(tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
     with exporter(tmp_path, "--demo", env=nowhere) as demo:
@@ -191,10 +252,13 @@ def test_a_demo_without_a_place_for_its_state_is_one_line(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.servers
 def test_every_line_of_a_json_log_is_json_and_says_where_it_listens(tmp_path: Path) -> None:
     command = ["--demo", "--log.format", "json", "--web.listen-address", "127.0.0.1:0"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "exporter", *command], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    with ended(
+        subprocess.Popen(
+            [sys.executable, "-m", "exporter", *command], stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
     ) as demo:
         assert demo.stderr is not None
         lines = []
@@ -206,6 +270,7 @@ def test_every_line_of_a_json_log_is_json_and_says_where_it_listens(tmp_path: Pa
     assert re.fullmatch(r"127\.0\.0\.1:\d+", next(line["address"] for line in lines if "address" in line))
 
 
+@pytest.mark.servers
 def test_a_second_exporter_on_one_state_file_or_address_is_refused_with_one_line(
     modus: SimulatedModus, tmp_path: Path
 ) -> None:
@@ -226,6 +291,7 @@ def test_a_second_exporter_on_one_state_file_or_address_is_refused_with_one_line
         assert [each for each in log if not each.startswith("time=")] == []
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("listed", ["agents: [101, 102]", "discovery: {enabled: true}"])
 @pytest.mark.parametrize("flag", ["--config.check", "--audit"])
 def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
@@ -236,7 +302,7 @@ def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
         running.scrape()
     modus.latency = 60.0
     command = [sys.executable, "-m", "exporter", flag, "--config.file", file]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as check:
+    with ended(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)) as check:
         wait_for("it asks the API", lambda: modus._server and modus._server.connections)
         check.terminate()
         assert check.wait(5) == 0  # a request may take ten seconds
@@ -244,6 +310,7 @@ def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
         assert check.stderr.read() == ""
 
 
+@pytest.mark.servers
 def test_a_log_names_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
     modus.token = "modus_pat_secret"  # noqa: S105
     file = config(tmp_path, modus)

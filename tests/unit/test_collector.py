@@ -20,9 +20,8 @@ from exporter.modus.discovery import Discovery
 from exporter.modus.model import LONGEST_LABEL, AgentsPage, ApiError, RunsPage
 from exporter.runs.ledger import Ledger
 from tests.e2e.harness import wait_for
-from tests.simulation import BOUNDS, START, Clock, DirectApi, finished, settings
+from tests.simulation import BOUNDS, ILL, START, WELL, Clock, DirectApi, finished, settings
 
-ILL, WELL = 1, 2
 HOUR = 3600.0
 HANG = 20.0  # seconds: only a protection that is gone takes this long
 
@@ -71,18 +70,6 @@ def serving(modus: SimulatedModus) -> Iterator[SimulatedModus]:
         yield modus
     finally:
         modus.close()
-
-
-@pytest.fixture
-def modus() -> Iterator[SimulatedModus]:
-    """Two agents with three completed runs and an open one each."""
-    with serving(SimulatedModus(fleet={})) as modus:
-        for agent_id in (ILL, WELL):
-            modus.add_agent(agent_id, f"Agent {agent_id}")
-            modus.start_run(agent_id, at=modus.clock() - 50)
-            for ago in (400, 300, 200):
-                modus.start_run(agent_id, at=modus.clock() - ago, lasts=5.0)
-        yield modus
 
 
 def parallel(chosen: Settings, **changes: Any) -> Settings:

@@ -81,7 +81,7 @@ def compose_prometheus_config() -> Any:
     """prometheus.yml as the container's own command changes it, by the real shell and sed."""
     script = COMPOSE["prometheus"]["entrypoint"][2].replace("$$", "$")
     edit = script.partition("&&")[0].replace(
-        "/etc/modus/prometheus.yml", str(ROOT / "prometheus/prometheus.yml")
+        "/etc/modus/prometheus.yml", shlex.quote(str(ROOT / "prometheus/prometheus.yml"))
     )
     edit = edit.replace(">/prometheus/modus.yml", "")
     return yaml.safe_load(subprocess.run(["sh", "-c", edit], check=True, capture_output=True).stdout)

@@ -7,6 +7,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ AGENTS = range(1, 41)
 
 
 def calls(work: Callable[[], object]) -> int:
-    """Function calls of this thread, those into C included."""
+    """Function calls of this thread, those into C included: to be compared within one interpreter only."""
     counted = 0
 
     def count(frame: object, event: str, arg: object) -> None:
@@ -107,6 +108,7 @@ def test_a_request_takes_fewer_function_calls_than_a_plain_session() -> None:
     headers = {"Authorization": f"Bearer {modus.token}"}
     try:
         with requests.Session() as session:
+            session.trust_env = False  # it would look at each variable of the environment
 
             def ours() -> None:
                 client.runs(1, deadline=time.monotonic() + 60, page_size=5)
@@ -116,7 +118,7 @@ def test_a_request_takes_fewer_function_calls_than_a_plain_session() -> None:
 
             for each in (ours, plain):
                 each()  # connects
-            assert calls(ours) < calls(plain) * 0.25
+            assert calls(ours) < calls(plain) * 0.7
     finally:
         client.close()
         modus.close()
@@ -158,9 +160,23 @@ def test_a_commit_makes_no_copy_of_what_it_writes(tmp_path: Path) -> None:
         book.close()
 
 
-def test_a_pass_hands_work_to_its_threads_once_not_once_per_agent(world: World) -> None:
+def test_a_pass_hands_work_to_its_threads_once_not_once_per_agent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = 4
+    world.exporter.collector.reload(
+        lambda: world.exporter.api, replace(settings(*AGENTS), concurrency=threads)
+    )
+    handed: list[object] = []
+    submit = ThreadPoolExecutor.submit
+
+    def counted(pool: ThreadPoolExecutor, work: Callable[..., object], *args: object) -> object:
+        handed.append(work)
+        return submit(pool, work, *args)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", counted)
     world.scrape()
-    assert calls(world.scrape) < 45 * len(AGENTS)  # in the thread that leads; the agents are read in others
+    assert 0 < len(handed) <= threads
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind threads to CPUs")

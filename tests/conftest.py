@@ -1,0 +1,70 @@
+"""What all tests share: whatever a test leaves open, also when it fails, is closed when it is over."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from exporter.demo.simulator import SimulatedModus
+from exporter.metrics.collector import RunsCollector
+from exporter.modus.client import ModusClient
+from exporter.runs.store import StateFile
+from tests.e2e.harness import Process, Webhook
+from tests.simulation import ILL, WELL
+from tests.wire import Wire
+
+# the same examples each time; `--hypothesis-profile=default` looks for new ones
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
+
+# class, the method that opens, the one that closes; in the order in which they are closed
+OPENED: tuple[tuple[type, str, str], ...] = (
+    (Process, "__init__", "kill"),
+    (Wire, "__init__", "close"),
+    (Webhook, "__init__", "close"),
+    (SimulatedModus, "start", "close"),
+    (RunsCollector, "__init__", "close"),
+    (ModusClient, "__init__", "close"),
+    (StateFile, "__init__", "close"),
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes what this test opened; what a fixture of a module opened before is that fixture's."""
+    still_open: dict[tuple[type, int], Any] = {}
+
+    def watch(kind: type, opens: str, closes: str) -> None:
+        open_, close = getattr(kind, opens), getattr(kind, closes)
+
+        def opened(self: Any, *args: Any, **options: Any) -> Any:
+            done = open_(self, *args, **options)
+            still_open[kind, id(self)] = self
+            return done
+
+        def closed(self: Any) -> None:
+            still_open.pop((kind, id(self)), None)
+            close(self)
+
+        monkeypatch.setattr(kind, opens, opened)
+        monkeypatch.setattr(kind, closes, closed)
+
+    for each in OPENED:
+        watch(*each)
+    yield
+    for kind, _, closes in OPENED:
+        for key in [key for key in still_open if key[0] is kind]:
+            getattr(still_open[key], closes)()
+
+
+@pytest.fixture
+def modus() -> SimulatedModus:
+    """The simulated API over HTTP, with three completed runs and an open one of each of two agents."""
+    modus = SimulatedModus(fleet={}).start()
+    for agent_id in (ILL, WELL):
+        modus.add_agent(agent_id, f"Agent {agent_id}")
+        modus.start_run(agent_id, at=modus.clock() - 100)
+        for ago in (400, 300, 200):
+            modus.start_run(agent_id, at=modus.clock() - ago, lasts=5.0)
+    return modus
