@@ -68,7 +68,8 @@ class Server:
         for connection in self._places:
             connection.drop() if connection.receiving else connection.retire()
         await self._places.ended(STOP_SECONDS)
-        os.close(self._spare)
+        if self._spare is not None:
+            os.close(self._spare)
         for task in ended:
             task.result()
 
