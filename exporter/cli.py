@@ -11,11 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics_exposition
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from exporter import __version__
 from exporter import log as logs
@@ -36,7 +36,7 @@ from exporter.config import (
 )
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector, Settings
-from exporter.metrics.table import expose
+from exporter.metrics.exposition import families, write
 from exporter.modus.client import REQUEST_BUCKETS, ModusClient
 from exporter.modus.discovery import Discovery, Target
 from exporter.modus.model import ApiError
@@ -184,9 +184,8 @@ class _Exporter:
 
     def scrape(self, timeout: float | None, openmetrics: bool) -> Iterator[bytes]:
         """The exposition in pieces, the process's own metrics last; `timeout` in seconds."""
-        yield from expose(self.collector.scrape(timeout), openmetrics)
-        encode = openmetrics_exposition.generate_latest if openmetrics else generate_latest
-        yield encode(self._process)  # with the end mark of OpenMetrics
+        ours = families(self.collector.scrape(timeout))
+        yield from write(chain(ours, self._process.collect()), openmetrics)
 
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing. Raises ConfigError and ApiError."""

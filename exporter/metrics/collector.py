@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from exporter import __version__
+from exporter.histogram import Exemplar, Histogram
 from exporter.metrics.table import AgentSnapshot, Snapshot
 from exporter.modus.discovery import Discovery, Target
 from exporter.modus.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, Totals, label, shard_of
@@ -319,6 +320,7 @@ class RunsCollector:
             counts=reading.counts if up else None,
             open_starts=open_starts if up else None,
             totals=totals,
+            durations=_durations(totals) if totals else None,
             last_start=last_start,
             last_read=last_read,
             backlog=bool(account and account.cursor.gaps),
@@ -338,10 +340,18 @@ class RunsCollector:
             created=self._created,
             requests=stats.requests,
             request_bounds=self._settings.request_bounds,
-            request_durations=stats.durations,
+            request_durations={
+                operation: Histogram(list(buckets), self._created, total)
+                for operation, (buckets, total) in stats.durations.items()
+            },
             reload_successful=successful,
             reloaded=reloaded,
         )
+
+
+def _durations(totals: Totals) -> Histogram:
+    exemplars = [Exemplar(e.run_id, e.duration, e.end) if e else None for e in totals.exemplars]
+    return Histogram(totals.buckets, totals.durations_created, totals.duration_sum, exemplars)
 
 
 def _any_cpu() -> int | None:

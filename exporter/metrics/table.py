@@ -1,38 +1,21 @@
-"""Every metric in one table, and the step from a scrape's snapshot to its text. Pure.
+"""Every metric in one table, and the values of a scrape that it shows. Pure.
 
 Names, types and help texts follow OpenMetrics and Prometheus' guide for writing exporters: base
 units, `_total` on counters, `_created` on what counts from a known instant.
 """
 
-import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import chain, islice, repeat
 from typing import Literal
 
 import msgspec
-from prometheus_client.utils import floatToGoString
 
-from exporter.modus.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Exemplar, Totals, label, printable
+from exporter.histogram import Histogram
+from exporter.modus.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Totals, label
 
 AGENT_LABELS = ("agent_id", "agent_name")
 MAX_STATUSES = 20  # of one agent; the API names five
-LONGEST_EXEMPLAR = 128  # characters of names and values together, OpenMetrics 1.0
-POINTS_PER_PIECE = 1000
-
-_number: Callable[[float], str] = lru_cache(maxsize=4096)(floatToGoString)  # most values are small counts
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """A histogram: runs or requests per bucket, not cumulative, with the sum in seconds."""
-
-    buckets: Sequence[int]
-    sum: float
-    created: float
-    exemplars: Sequence[Exemplar | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +32,16 @@ class AgentSnapshot:
     counts: Mapping[str, int] | None = None  # None when the agent could not be read
     open_starts: Mapping[str, float] | None = None  # oldest start by status; None likewise
     totals: Totals | None = None  # None before the first sight
+    durations: Histogram | None = None  # of completed runs; None likewise
     last_start: float | None = None
     last_read: float | None = None
     backlog: bool = False
     expected_interval: float | None = None  # seconds
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The values of AGENT_LABELS."""
+        return str(self.id), self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +57,7 @@ class Snapshot:
     created: float  # start of the process, Unix seconds
     requests: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (operation, code)
     request_bounds: Sequence[float] = ()
-    request_durations: Mapping[str, tuple[Sequence[int], float]] = field(default_factory=dict)  # by operation
+    request_durations: Mapping[str, Histogram] = field(default_factory=dict)  # by operation
     reload_successful: bool = True
     reloaded: float = 0.0
 
@@ -77,7 +66,7 @@ class Point(msgspec.Struct, frozen=True, gc=False):
     """A value with the row's own label values."""
 
     labels: tuple[str, ...]
-    value: float | Distribution
+    value: float | Histogram
     created: float | None = None
 
 
@@ -92,8 +81,13 @@ class Row:
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
-    per_agent: Callable[[AgentSnapshot], Iterable[Point]] | None = None
-    overall: Callable[[Snapshot], Iterable[Point]] | None = None
+    per_agent: Callable[[AgentSnapshot], Sequence[Point]] | None = None
+    overall: Callable[[Snapshot], Sequence[Point]] | None = None
+
+    @property
+    def family(self) -> str:
+        """The name of the metric family: that of a counter has no `_total`."""
+        return self.name.removesuffix("_total")
 
     @property
     def all_labels(self) -> tuple[str, ...]:
@@ -118,13 +112,8 @@ def _runs(agent: AgentSnapshot) -> list[Point]:
 
 
 def _durations(agent: AgentSnapshot) -> list[Point]:
-    totals = agent.totals
-    if totals is None:
-        return []
-    distribution = Distribution(
-        totals.buckets, totals.duration_sum, totals.durations_created, totals.exemplars
-    )
-    return [Point((), distribution)]
+    durations = agent.durations
+    return [] if durations is None else [Point((), durations, durations.created)]
 
 
 def _finished(agent: AgentSnapshot) -> list[Point]:
@@ -158,8 +147,8 @@ def _requests(snapshot: Snapshot) -> list[Point]:
 
 def _request_durations(snapshot: Snapshot) -> list[Point]:
     return [
-        Point((operation,), Distribution(buckets, total, snapshot.created))
-        for operation, (buckets, total) in sorted(snapshot.request_durations.items())
+        Point((operation,), durations, durations.created)
+        for operation, durations in sorted(snapshot.request_durations.items())
     ]
 
 
@@ -216,106 +205,3 @@ TABLE = (
         overall=lambda s: [Point((s.version, platform.python_version()), 1)]),
 )
 # fmt: on
-
-
-def expose(snapshot: Snapshot, openmetrics: bool) -> Iterator[bytes]:
-    """The snapshot as OpenMetrics 1.0 without its final `# EOF`, or as Prometheus' text format 0.0.4.
-
-    It comes in pieces, because that of 10,000 agents has 100 MB. Families are in the table's order;
-    those without a sample are left out. The text format has neither exemplars nor `_created`. Written
-    by hand: prometheus_client takes twenty times as long, more than all the rest of a scrape.
-    """
-    agents = [(agent, "{" + _pairs(AGENT_LABELS, (str(agent.id), agent.name))) for agent in snapshot.agents]
-    texts = chain.from_iterable(_family(row, snapshot, agents, openmetrics) for row in TABLE)
-    while piece := "".join(islice(texts, POINTS_PER_PIECE)):
-        yield piece.encode()
-
-
-def _family(
-    row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]], openmetrics: bool
-) -> Iterator[str]:
-    """The family's text, a point at a time, its head with the first one."""
-    name, base = row.name, row.name.removesuffix("_total")
-    head = f"# HELP {base if openmetrics else name} {row.help}\n"
-    head += f"# TYPE {base if openmetrics else name} {row.kind}\n"
-    bounds = tuple(snapshot.bounds if row.per_agent else snapshot.request_bounds)
-    own: dict[tuple[str, ...], str] = {}  # label values -> text
-    for agent, points in _points(row, snapshot, agents):
-        for point in points:
-            if point.labels not in own:
-                own[point.labels] = _own_labels(row.labels, point.labels, not agent)
-            labels, value, created = agent + own[point.labels], point.value, point.created
-            if isinstance(value, Distribution):
-                buckets = _bucket_labels(row.labels, point.labels, bounds, not agent)
-                yield head + _distribution(name, agent, labels, value, buckets, openmetrics)
-            elif openmetrics and created is not None:
-                yield f"{head}{name}{labels}{_number(value)}\n{base}_created{labels}{_number(created)}\n"
-            else:
-                yield f"{head}{name}{labels}{_number(value)}\n"
-            head = ""
-
-
-def _points(
-    row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]]
-) -> Iterable[tuple[str, Iterable[Point]]]:
-    """The row's points of each agent, behind its labels with the brace before them; or those of no agent."""
-    if row.per_agent:
-        return ((labels, row.per_agent(agent)) for agent, labels in agents)
-    return [("", row.overall(snapshot))] if row.overall else []
-
-
-def _distribution(
-    name: str,
-    agent: str,
-    labels: str,
-    distribution: Distribution,
-    bucket_labels: Sequence[str],
-    openmetrics: bool,
-) -> str:
-    exemplars = (distribution.exemplars if openmetrics else ()) or repeat(None, len(bucket_labels))
-    bucket = f"{name}_bucket{agent}"
-    lines = []
-    total, text = 0, _number(0)
-    for own, n, newest in zip(bucket_labels, distribution.buckets, exemplars, strict=True):
-        if n:
-            total += n
-            text = _number(total)
-        lines.append(f"{bucket}{own}{text}{_exemplar(newest) if newest else ''}\n")
-    lines.append(f"{name}_count{labels}{text}\n{name}_sum{labels}{_number(distribution.sum)}\n")
-    if openmetrics:  # right behind the samples: Prometheus 3 looks for it from there on
-        lines.append(f"{name}_created{labels}{_number(distribution.created)}\n")
-    return "".join(lines)
-
-
-def _exemplar(newest: Exemplar) -> str:
-    if len("run_id") + len(newest.run_id) > LONGEST_EXEMPLAR:
-        return ""
-    return f' # {{run_id="{_escaped(newest.run_id)}"}} {_number(newest.duration)} {newest.end}'
-
-
-def _own_labels(names: tuple[str, ...], values: tuple[str, ...], alone: bool) -> str:
-    """The row's own labels up to the value; but for those that stand `alone`, the agent's are before them."""
-    pairs = _pairs(names, values)
-    if alone:
-        return f"{{{pairs}}} " if pairs else " "
-    return f",{pairs}}} " if pairs else "} "
-
-
-@lru_cache(maxsize=64)
-def _bucket_labels(
-    names: tuple[str, ...], values: tuple[str, ...], bounds: tuple[float, ...], alone: bool
-) -> list[str]:
-    """Likewise those of each bucket."""
-    return [_own_labels((*names, "le"), (*values, _number(bound)), alone) for bound in (*bounds, math.inf)]
-
-
-def _pairs(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Labels as text, in the order of their names."""
-    pairs = sorted(zip(names, values, strict=True))
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
-
-
-def _escaped(text: str) -> str:
-    if text.isprintable() and '"' not in text and "\\" not in text:  # nearly always
-        return text
-    return printable(text).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from exporter.demo.simulator import SimulatedModus
-from exporter.metrics.table import expose
+from exporter.metrics.exposition import families, write
 from exporter.modus.discovery import Target
 from tests import dashboards
 from tests.e2e.harness import Prometheus, Webhook, exporter, program, wait_for
@@ -178,7 +178,7 @@ def last_hours(until: float) -> Iterator[str]:
     ]
     while clock.now <= until:
         for exporter_, names in instances:
-            text = b"".join(expose(exporter_.collector.scrape(None), openmetrics=False)).decode()
+            text = b"".join(write(families(exporter_.collector.scrape(None)), openmetrics=False)).decode()
             samples = [line for line in text.splitlines() if not line.startswith("#")]
             for job, instance in map(str.split, names):
                 labels = f'job="{job}",instance="{instance}"'

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from exporter.histogram import Exemplar, Histogram
 from exporter.metrics.table import AgentSnapshot, Snapshot
-from exporter.modus.model import Exemplar, Totals
+from exporter.modus.model import Totals
 from tests.oracle import expected, exposed
 
 HERE = Path(__file__).parent
@@ -20,12 +21,16 @@ def totals() -> Totals:
     return Totals(
         created=START - 86400,
         durations_created=START - 86400,
-        buckets=[2, 1, 1],
-        exemplars=[Exemplar("wf_1:a", 0.5, START - 30), None, Exemplar("wf_9:z", 75.25, START - 600)],
-        duration_sum=100.25,
+        buckets=[],
+        exemplars=[],
         finished={"completed": {"schedule": 3, "api": 1}, "error": {"schedule": 0, "api": 2}},
         last_end={"completed": START - 30, "error": START - 90},
     )
+
+
+def durations() -> Histogram:
+    newest = [Exemplar("wf_1:a", 0.5, START - 30), None, Exemplar("wf_9:z", 75.25, START - 600)]
+    return Histogram([2, 1, 1], START - 86400, 100.25, newest)
 
 
 def healthy(name: str = "Invoice triage", agent_id: int = 42) -> AgentSnapshot:
@@ -40,6 +45,7 @@ def healthy(name: str = "Invoice triage", agent_id: int = 42) -> AgentSnapshot:
         counts={"all_executions": 6, "running": 1, "awaiting_human": 0, "error": 2, "completed": 3},
         open_starts={"running": START - 120},
         totals=totals(),
+        durations=durations(),
         last_start=START - 120,
         last_read=START,
         expected_interval=3600.0,
@@ -55,6 +61,7 @@ def failed() -> AgentSnapshot:
         created=START,
         read_duration=0.0625,
         totals=totals(),
+        durations=durations(),
         last_start=START - 120,
         last_read=START - 60,
         backlog=True,
@@ -72,7 +79,7 @@ def snapshot(*agents: AgentSnapshot) -> Snapshot:
         created=START,
         requests={("list_runs", "200"): 3, ("list_runs", "403"): 2} if agents else {},
         request_bounds=(0.1, 1.0),
-        request_durations={"list_runs": ([4, 1, 0], 0.75)} if agents else {},
+        request_durations={"list_runs": Histogram([4, 1, 0], START, 0.75)} if agents else {},
         reloaded=START,
     )
 

@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from exporter.demo.simulator import SimulatedModus
-from exporter.metrics.table import Snapshot, expose
+from exporter.metrics.exposition import families, write
+from exporter.metrics.table import Snapshot
 from exporter.modus.client import ModusClient
 from tests.oracle import expected
 from tests.simulation import Clock, Exporter, settings
@@ -92,8 +93,8 @@ def test_a_scrape_in_which_nothing_happened_writes_no_account_and_no_run(world: 
 def test_rendering_takes_a_fortieth_of_the_librarys_function_calls(world: World) -> None:
     world.scrape()
     snapshot = world.scrape()
-    list(expose(snapshot, True))  # label texts are made once
-    ours = calls(lambda: list(expose(snapshot, True)))
+    list(write(families(snapshot), True))  # the texts of numbers are made once
+    ours = calls(lambda: list(write(families(snapshot), True)))
     assert ours < calls(lambda: expected(snapshot, True)) / 40
 
 
@@ -125,7 +126,7 @@ def test_a_request_takes_fewer_function_calls_than_a_plain_session() -> None:
 def test_the_exposition_comes_in_pieces_that_do_not_grow_with_the_fleet(world: World) -> None:
     snapshot = world.scrape()
     large = replace(snapshot, agents=list(snapshot.agents) * 25)
-    pieces = [len(piece) for piece in expose(large, True)]
+    pieces = [len(piece) for piece in write(families(large), True)]
     assert sum(pieces) > 5_000_000
     assert max(pieces) < 3_000_000
 
