@@ -36,16 +36,16 @@ def exposed(snapshot: Snapshot, openmetrics: bool) -> bytes:
 
 
 def expected(snapshot: Snapshot, openmetrics: bool) -> bytes:
-    """What the library writes of it; the text format without `_created`, which it has no place for."""
+    """What the library writes of it; `_created` in OpenMetrics only, and only when it is to be shown."""
     shown = []
     for row in TABLE:
         metric = Metric(row.name.removesuffix("_total"), row.help, row.kind)
         for agent in snapshot.agents if row.per_agent else ():
             for point in row.per_agent(agent):
-                add(metric, row, (str(agent.id), agent.name, *point.labels), point, snapshot.bounds)
+                add(metric, row, (str(agent.id), *point.labels), point, snapshot.bounds)
         for point in row.overall(snapshot) if row.overall else ():
             add(metric, row, point.labels, point, snapshot.request_bounds)
-        if not openmetrics:
+        if not (openmetrics and snapshot.show_created):
             metric.samples = [s for s in metric.samples if s.name != f"{metric.name}_created"]
         if metric.samples:
             shown.append(metric)

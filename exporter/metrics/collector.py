@@ -146,7 +146,7 @@ class RunsCollector:
 
     def _read_all(self, deadline: float) -> Snapshot:
         with self._reading:
-            began = self._monotonic()
+            began, answers = self._monotonic(), self._answers()
             targets = self._targets(deadline)
             readings = self._readings(targets, deadline)
             for agent_id in self._ledger.accounts.keys() - readings.keys():
@@ -154,7 +154,11 @@ class RunsCollector:
             self._ledger.commit()
             self._tell_changes({agent_id: reading.error for agent_id, reading in readings.items()})
             agents = [self._show(target, readings[target.id]) for target in targets]
-            return self._snapshot(agents, self._monotonic() - began)
+            return self._snapshot(agents, self._answers() > answers, self._monotonic() - began)
+
+    def _answers(self) -> int:
+        """How many requests the API has answered, in whatever way."""
+        return sum(n for (_, code), n in self._api.stats().requests.items() if code.isdecimal())
 
     def _readings(self, targets: Sequence[Target], deadline: float) -> dict[int, Reading]:
         """Read all agents side by side and count each as soon as it is read: all runs at once are too many.
@@ -316,18 +320,19 @@ class RunsCollector:
             errors=dict(self._errors[target.id]),
             created=self._created,
             read_duration=reading.duration,
-            type=agent_type if up else None,
+            type=agent_type,
             counts=reading.counts if up else None,
             open_starts=open_starts if up else None,
             totals=totals,
             durations=_durations(totals) if totals else None,
+            last_end=totals.last_end if totals else {},
             last_start=last_start,
             last_read=last_read,
             backlog=bool(account and account.cursor.gaps),
             expected_interval=target.expected_interval,
         )
 
-    def _snapshot(self, agents: Sequence[AgentSnapshot], duration: float) -> Snapshot:
+    def _snapshot(self, agents: Sequence[AgentSnapshot], up: bool, duration: float) -> Snapshot:
         stats = self._api.stats()
         successful, reloaded = self._reload_state()
         return Snapshot(
@@ -346,6 +351,7 @@ class RunsCollector:
             },
             reload_successful=successful,
             reloaded=reloaded,
+            up=up,
         )
 
 

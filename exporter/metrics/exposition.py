@@ -18,7 +18,7 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from exporter.histogram import Exemplar, Histogram
-from exporter.metrics.table import AGENT_LABELS, TABLE, Point, Row, Snapshot
+from exporter.metrics.table import AGENT_LABEL, TABLE, Point, Row, Snapshot
 from exporter.modus.model import printable
 
 END = b"# EOF\n"  # of OpenMetrics
@@ -35,7 +35,7 @@ def describe() -> list[Metric]:
 
 def families(snapshot: Snapshot) -> Iterator[Metric]:
     """The snapshot's families in the table's order; those without a sample are left out."""
-    agents = ["{" + _pairs(AGENT_LABELS, agent.labels) for agent in snapshot.agents]
+    agents = [f'{{{AGENT_LABEL}="{agent.id}"' for agent in snapshot.agents]
     for row in TABLE:
         family = Family(row, snapshot, agents if row.per_agent else [""])
         if any(family.points()):
@@ -88,7 +88,7 @@ class Family(Metric):
     @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]
         """What `text` writes, as the library has it."""
-        agents = [agent.labels for agent in self._snapshot.agents] if self._row.per_agent else [()]
+        agents = [(str(agent.id),) for agent in self._snapshot.agents] if self._row.per_agent else [()]
         return [
             sample
             for agent, points in zip(agents, self.points(), strict=True)
@@ -105,7 +105,7 @@ class Family(Metric):
     def text(self, openmetrics: bool) -> Iterable[str]:
         """The family as the library writes it, in pieces of one point.
 
-        The text format has neither exemplars nor `_created`.
+        The text format has neither exemplars nor `_created`, for which the library makes further families.
         """
         name = self.name if openmetrics else self._row.name
         head = f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"
@@ -113,6 +113,7 @@ class Family(Metric):
 
     def _lines(self, openmetrics: bool) -> Iterator[str]:
         name, created_name = self._row.name, f"{self.name}_created"
+        show_created = openmetrics and self._snapshot.show_created
         own: dict[tuple[str, ...], tuple[str, list[str]]] = {}  # label values -> as text, for all agents
         for before, points in zip(self._before, self.points(), strict=True):
             for point in points:
@@ -120,7 +121,7 @@ class Family(Metric):
                 if texts is None:
                     texts = own[point.labels] = self._own_labels(point.labels)
                 (after, buckets), value = texts, point.value
-                created = point.created if openmetrics else None
+                created = point.created if show_created else None
                 if isinstance(value, Histogram):
                     yield _buckets(f"{name}_bucket{before}", buckets, value, openmetrics)
                     count, total = _number(sum(value.buckets)), _number(value.sum)
@@ -155,7 +156,7 @@ class Family(Metric):
             yield Sample(f"{self.name}_sum", labels, value.sum)
         else:
             yield Sample(self._row.name, labels, value)
-        if point.created is not None:
+        if point.created is not None and self._snapshot.show_created:
             yield Sample(f"{self.name}_created", labels, point.created)
 
 

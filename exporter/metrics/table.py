@@ -12,10 +12,11 @@ from typing import Literal
 import msgspec
 
 from exporter.histogram import Histogram
-from exporter.modus.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Totals, label
+from exporter.modus.model import MISSED_REASONS, OPEN_STATUSES, REASONS, TOTAL_COUNT, Totals, label
 
-AGENT_LABELS = ("agent_id", "agent_name")
-MAX_STATUSES = 20  # of one agent; the API names five
+AGENT_LABEL = "agent_id"  # and no name: a rename must not begin a new counter
+COUNTED_STATUSES = (*OPEN_STATUSES, "error", "completed")  # those that the API documents for its counts
+MAX_STATUSES = 20  # of one agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +29,20 @@ class AgentSnapshot:
     errors: Mapping[str, int]  # by reason
     created: float  # of the errors
     read_duration: float | None = None  # seconds
-    type: str | None = None
+    type: str = ""  # empty before it is known
+    enabled: bool | None = None  # None when the agents list does not have it
     counts: Mapping[str, int] | None = None  # None when the agent could not be read
     open_starts: Mapping[str, float] | None = None  # oldest start by status; None likewise
-    totals: Totals | None = None  # None before the first sight
+    totals: Totals | None = None  # None until all runs of the first sight have been read
     durations: Histogram | None = None  # of completed runs; None likewise
+    missed: Mapping[str, int] = field(default_factory=dict)  # by reason; shown with the totals
+    consecutive_failures: int | None = None
+    last_end: Mapping[str, float] = field(default_factory=dict)  # newest end by terminal status
     last_start: float | None = None
     last_read: float | None = None
+    last_reconciled: float | None = None
     backlog: bool = False
     expected_interval: float | None = None  # seconds
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The values of AGENT_LABELS."""
-        return str(self.id), self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Snapshot:
     request_durations: Mapping[str, Histogram] = field(default_factory=dict)  # by operation
     reload_successful: bool = True
     reloaded: float = 0.0
+    up: bool = False  # the API answered at all
+    show_created: bool = False  # the instants from which is counted, as series of their own
 
 
 class Point(msgspec.Struct, frozen=True, gc=False):
@@ -91,8 +94,8 @@ class Row:
 
     @property
     def all_labels(self) -> tuple[str, ...]:
-        """The labels of a sample, those of the agent first."""
-        return AGENT_LABELS + self.labels if self.per_agent else self.labels
+        """The labels of a sample, that of the agent first."""
+        return (AGENT_LABEL, *self.labels) if self.per_agent else self.labels
 
 
 def _maybe(value: float | None, *labels: str) -> list[Point]:
@@ -100,8 +103,11 @@ def _maybe(value: float | None, *labels: str) -> list[Point]:
 
 
 def _runs(agent: AgentSnapshot) -> list[Point]:
-    by_status: dict[str, int] = {}
-    for name, n in (agent.counts or {}).items():
+    counts = agent.counts or {}
+    if not counts.keys() - {TOTAL_COUNT}:
+        return []
+    by_status = dict.fromkeys(COUNTED_STATUSES, 0)  # the API may leave out those that no run is in
+    for name, n in counts.items():
         if name == TOTAL_COUNT:
             continue
         status = label(name)  # two names may become one
@@ -113,7 +119,9 @@ def _runs(agent: AgentSnapshot) -> list[Point]:
 
 def _durations(agent: AgentSnapshot) -> list[Point]:
     durations = agent.durations
-    return [] if durations is None else [Point((), durations, durations.created)]
+    if agent.totals is None or durations is None:
+        return []
+    return [Point((), durations, durations.created)]
 
 
 def _finished(agent: AgentSnapshot) -> list[Point]:
@@ -127,9 +135,15 @@ def _finished(agent: AgentSnapshot) -> list[Point]:
     ]
 
 
+def _missed(agent: AgentSnapshot) -> list[Point]:
+    if agent.totals is None:
+        return []
+    created = agent.totals.created
+    return [Point((reason,), agent.missed.get(reason, 0), created) for reason in MISSED_REASONS]
+
+
 def _last_end(agent: AgentSnapshot) -> list[Point]:
-    ends = agent.totals.last_end if agent.totals else {}
-    return [Point((status,), end) for status, end in ends.items()]
+    return [Point((status,), end) for status, end in agent.last_end.items()]
 
 
 def _oldest_open(agent: AgentSnapshot) -> list[Point]:
@@ -154,12 +168,17 @@ def _request_durations(snapshot: Snapshot) -> list[Point]:
 
 # fmt: off
 TABLE = (
-    Row("modus_up", "gauge", "Whether every agent was read in this scrape.",
+    Row("modus_up", "gauge", "Whether the API answered at all in this scrape.",
+        overall=lambda s: [Point((), s.up)]),
+    Row("modus_exporter_scrape_complete", "gauge", "Whether every agent was read in this scrape.",
         overall=lambda s: [Point((), s.complete)]),
     Row("modus_agent_up", "gauge", "Whether this agent was read in this scrape.",
         per_agent=lambda a: [Point((), a.up)]),
-    Row("modus_agent_info", "gauge", "The agent and its type; always 1.", ("agent_type",),
-        per_agent=lambda a: [] if a.type is None else [Point((a.type,), 1)]),
+    Row("modus_agent_info", "gauge", "The agent's name and type; always 1, one series for each agent.",
+        ("agent_name", "agent_type"), per_agent=lambda a: [Point((a.name, a.type), 1)]),
+    Row("modus_agent_enabled", "gauge",
+        "Whether the agent's schedule is on in Modus; absent when the API does not list the agent.",
+        per_agent=lambda a: _maybe(a.enabled)),
     Row("modus_agent_runs", "gauge", "Runs per status as the API counts them.", ("status",), per_agent=_runs),
     Row("modus_agent_executions", "gauge", "Runs in all statuses as the API counts them.",
         per_agent=lambda a: _maybe((a.counts or {}).get(TOTAL_COUNT))),
@@ -167,6 +186,12 @@ TABLE = (
         per_agent=_durations),
     Row("modus_agent_runs_finished_total", "counter",
         "Ended runs, each run once.", ("status", "trigger_type"), per_agent=_finished),
+    Row("modus_agent_runs_missed_total", "counter",
+        "Runs that are known to have been missed: they are in no other counter.", ("reason",),
+        per_agent=_missed),
+    Row("modus_agent_consecutive_failures", "gauge",
+        "How many runs in a row, the last one by its end included, ended in error.",
+        per_agent=lambda a: _maybe(a.consecutive_failures)),
     Row("modus_agent_last_run_start_timestamp_seconds", "gauge", "Start of the newest run.",
         per_agent=lambda a: _maybe(a.last_start)),
     Row("modus_agent_last_run_end_timestamp_seconds", "gauge",
@@ -179,6 +204,9 @@ TABLE = (
         per_agent=lambda a: _maybe(a.expected_interval)),
     Row("modus_agent_last_read_timestamp_seconds", "gauge", "The last successful read of the agent.",
         per_agent=lambda a: _maybe(a.last_read)),
+    Row("modus_agent_last_reconciled_timestamp_seconds", "gauge",
+        "The last comparison of all runs of the lookback with what was counted.",
+        per_agent=lambda a: _maybe(a.last_reconciled)),
     Row("modus_agent_read_duration_seconds", "gauge", "How long reading the agent took in this scrape.",
         per_agent=lambda a: _maybe(a.read_duration)),
     Row("modus_agent_backlog", "gauge", "Whether older pages of the agent's runs are still to be read.",

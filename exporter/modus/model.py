@@ -28,8 +28,10 @@ Reason = Literal[
     "connection",
     "bad_response",
     "deadline",
+    "internal",
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
+MISSED_REASONS = ("malformed", "vanished", "unreachable")  # of runs that are known and cannot be counted
 
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 

@@ -27,6 +27,7 @@ MEND = {
     "deadline": "the API did not answer in time: check the network",
     "connection": "check modus.base_url, the network and the proxy",
     "bad_response": "this does not look like the Modus API: check modus.base_url",
+    "internal": "this is a mistake of the exporter: please report it, with the lines of its log",
 }
 
 

@@ -31,7 +31,6 @@ ILL, WELL = 1, 2
 LIVE = (
     "modus_agent_runs",
     "modus_agent_executions",
-    "modus_agent_info",
     "modus_agent_oldest_open_run_start_timestamp_seconds",
 )
 WITHIN = 5.0  # seconds in which a signal must have ended the process
@@ -55,6 +54,10 @@ def labels(agent_id: int) -> dict[str, str]:
 
 def up(scrape: Scrape, agent_id: int) -> float:
     return scrape.value("modus_agent_up", **labels(agent_id))
+
+
+def complete(scrape: Scrape) -> float:
+    return scrape.value("modus_exporter_scrape_complete")
 
 
 def completed(scrape: Scrape, agent_id: int = WELL) -> int:
@@ -88,7 +91,12 @@ def test_whatever_the_api_does_to_one_agent_the_others_are_read_and_counters_sta
             modus.fault = lambda request, fault=fault: fault() if request.agent_id == ILL else None  # type: ignore[misc]
             modus.start_run(WELL, lasts=0.0)
             scrape = running.scrape()
-            assert (up(scrape, ILL), up(scrape, WELL), scrape.value("modus_up")) == (0, 1, 0)
+            assert (up(scrape, ILL), up(scrape, WELL), complete(scrape), scrape.value("modus_up")) == (
+                0,
+                1,
+                0,
+                1,
+            )
             errors = {
                 sample.labels["reason"]: sample.value
                 for sample in scrape.all("modus_agent_read_errors_total", **labels(ILL))
@@ -100,10 +108,11 @@ def test_whatever_the_api_does_to_one_agent_the_others_are_read_and_counters_sta
             assert (completed(scrape, ILL), completed(scrape, WELL)) == (3, number)
         modus.fault = None
         scrape = running.scrape()
-        assert (up(scrape, ILL), scrape.value("modus_up")) == (1, 1)
+        assert (up(scrape, ILL), complete(scrape)) == (1, 1)
         modus.close()  # connection refused
         scrape = running.scrape()
         assert (up(scrape, ILL), up(scrape, WELL), completed(scrape, ILL)) == (0, 0, 3)
+        assert (scrape.value("modus_up"), len(scrape.all("modus_agent_info"))) == (0, 2)
         assert scrape.value("modus_agent_read_errors_total", reason="connection", **labels(WELL)) == 1
 
 
@@ -310,7 +319,7 @@ def test_a_fault_of_the_disk_stops_no_scrape_and_counts_nothing_twice(
             for number in (4, 5):
                 modus.start_run(WELL, lasts=0.0)
                 scrape = running.scrape()
-                assert (completed(scrape), scrape.value("modus_up")) == (number, 1)
+                assert (completed(scrape), complete(scrape)) == (number, 1)
                 if fault in DOWN:
                     assert scrape.value("modus_exporter_ledger_up") == 0
         for _ in range(2):

@@ -249,7 +249,9 @@ def test_a_log_names_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
     file = config(tmp_path, modus)
     modus.token = "another"  # noqa: S105
     running = Exporter(tmp_path, "--config.file", file, "--log.level", "debug")
-    assert "modus_up 0.0" in running.exposition()
+    shown = running.exposition()
+    assert "modus_exporter_scrape_complete 0.0" in shown
+    assert "modus_up 1.0" in shown  # a refusal is an answer
     assert running.stop() == 0
     assert "401" in running.said()
     assert "secret" not in running.said()

@@ -152,7 +152,7 @@ def test_an_agent_that_cannot_be_read_says_why_and_keeps_its_totals_while_the_ot
     shown = exporter.scrape()
     ill, well = shown[ILL], shown[WELL]
     assert (ill.up, ill.errors) == (False, {reason: 1})
-    assert (ill.counts, ill.open_starts, ill.type) == (None, None, None)  # what is live is not known
+    assert (ill.counts, ill.open_starts) == (None, None)  # what is live is not known
     assert finished(ill) == finished(before[ILL]) == {"completed": 3, "error": 0, "cancelled": 0}
     assert (ill.name, ill.last_read) == ("Agent 1", before[ILL].last_read)
     assert (well.up, well.errors, finished(well)["completed"]) == (True, {}, 4)

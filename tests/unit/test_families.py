@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from exporter.metrics.exposition import describe, families, write
 from exporter.metrics.table import Snapshot
+from exporter.modus.model import MISSED_REASONS, REASONS
 from tests.golden.test_exposition import CASES
 from tests.oracle import expected
 
@@ -69,15 +70,23 @@ def samples(text: bytes) -> list[str]:
     return [line for line in text.decode().splitlines() if not line.startswith("#")]
 
 
+@pytest.mark.parametrize("openmetrics", [False, True], ids=["text", "openmetrics"])
 def test_one_registry_is_written_as_the_library_writes_it_ours_and_others(
-    registry: CollectorRegistry,
+    registry: CollectorRegistry, openmetrics: bool
 ) -> None:
-    assert b"".join(write(registry.collect(), True)) == openmetrics_format.generate_latest(registry)
+    encode = openmetrics_format.generate_latest if openmetrics else generate_latest
+    assert b"".join(write(registry.collect(), openmetrics)) == encode(registry)
 
 
-def test_the_text_format_of_others_is_the_librarys(registry: CollectorRegistry) -> None:
-    registry.unregister(next(c for c in registry._collector_to_names if isinstance(c, Shown)))
-    assert b"".join(write(registry.collect(), False)) == generate_latest(registry)
+def test_the_instants_from_which_is_counted_are_shown_right_behind_what_was_counted_when_asked_for() -> None:
+    shown = b"".join(write(families(CASES["created"]), True)).decode().splitlines()
+    born = [n for n, line in enumerate(shown) if "_created" in line]
+    assert len(born) == 1 + 4 + len(MISSED_REASONS) + len(REASONS) + 2 + 1
+    for n in born:
+        name, _, labels = shown[n].rpartition(" ")[0].partition("_created")
+        assert shown[n - 1].startswith((f"{name}_total{labels} ", f"{name}_sum{labels} "))
+    assert b"_created" not in b"".join(write(families(CASES["created"]), False))
+    assert b"_created" not in b"".join(write(families(ONE_AGENT), True))
 
 
 @pytest.mark.parametrize("openmetrics", [False, True], ids=["text", "openmetrics"])
@@ -167,5 +176,5 @@ def test_the_librarys_wsgi_application_serves_our_families() -> None:
 
 
 def test_a_value_is_found_by_name_and_labels(registry: CollectorRegistry) -> None:
-    labels = {"agent_id": "42", "agent_name": "Invoice triage", "status": "error", "trigger_type": "api"}
+    labels = {"agent_id": "42", "status": "error", "trigger_type": "api"}
     assert registry.get_sample_value(FINISHED, labels) == 2

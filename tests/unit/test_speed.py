@@ -90,12 +90,12 @@ def test_a_scrape_in_which_nothing_happened_writes_no_account_and_no_run(world: 
     assert written == {"meta"}
 
 
-def test_rendering_takes_a_fortieth_of_the_librarys_function_calls(world: World) -> None:
+def test_rendering_takes_a_twentieth_of_the_librarys_function_calls(world: World) -> None:
     world.scrape()
     snapshot = world.scrape()
     list(write(families(snapshot), True))  # the texts of numbers are made once
     ours = calls(lambda: list(write(families(snapshot), True)))
-    assert ours < calls(lambda: expected(snapshot, True)) / 40
+    assert ours < calls(lambda: expected(snapshot, True)) / 20
 
 
 def test_a_request_takes_fewer_function_calls_than_a_plain_session() -> None:
@@ -127,8 +127,8 @@ def test_the_exposition_comes_in_pieces_that_do_not_grow_with_the_fleet(world: W
     snapshot = world.scrape()
     large = replace(snapshot, agents=list(snapshot.agents) * 25)
     pieces = [len(piece) for piece in write(families(large), True)]
-    assert sum(pieces) > 5_000_000
-    assert max(pieces) < 3_000_000
+    assert sum(pieces) > 3_000_000
+    assert max(pieces) < 1_000_000
 
 
 def test_runs_are_let_go_as_soon_as_they_are_counted(tmp_path: Path) -> None:
