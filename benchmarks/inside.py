@@ -20,8 +20,9 @@ from benchmarks.run import api
 from exporter.config import Config
 from exporter.metrics.collector import RunsCollector, Settings
 from exporter.metrics.table import expose
-from exporter.modus.client import REQUEST_BUCKETS, ModusClient
+from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Target
+from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 

@@ -37,9 +37,10 @@ from exporter.config import (
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector, Settings
 from exporter.metrics.table import expose
-from exporter.modus.client import REQUEST_BUCKETS, ModusClient
+from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Discovery, Target
-from exporter.modus.model import ApiError
+from exporter.modus.errors import ApiError
+from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.runs import audit, check
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
@@ -234,7 +235,7 @@ def _client(config: Config, before: ModusClient | None = None) -> ModusClient:
         resource=config.modus.resource,
         timeout=config.modus.timeout,
         concurrency=config.modus.concurrency,
-        stats=before.stats() if before else None,
+        requests_so_far=before.requests_so_far if before else None,
     )
 
 

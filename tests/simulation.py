@@ -8,11 +8,14 @@ from typing import Any
 
 import msgspec
 
+from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector, Settings
 from exporter.metrics.table import AgentSnapshot
+from exporter.modus import decode
 from exporter.modus.discovery import Target
-from exporter.modus.model import AgentsPage, ApiError, Run, RunsPage
+from exporter.modus.errors import ApiError
+from exporter.modus.model import AgentsPage, Run, RunsPage
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 
@@ -41,7 +44,7 @@ class DirectApi:
         self.modus = modus
         self.before: Callable[[], None] = lambda: None  # called before every request; may raise
 
-    def runs(self, agent_id: int, *, deadline: float, **query: Any) -> RunsPage:
+    def runs(self, agent_id: int, *, deadline: Deadline, **query: Any) -> RunsPage:
         names = {
             "page_size": "pageSize",
             "page_token": "pageToken",
@@ -51,14 +54,15 @@ class DirectApi:
         }
         sent = {names[name]: str(value) for name, value in query.items() if value is not None}
         body = self._get(f"/api/v1/agents/{agent_id}/runs", sent)
-        runs = msgspec.convert(body["runs"], list[Run])
-        return RunsPage(runs, body["counts"], body.get("nextPageToken"), self.modus.clock())
+        page = decode.runs_page(json.dumps(body).encode(), query["page_size"])
+        token = page.next_page_token
+        return RunsPage(page.runs, page.counts, token, self.modus.clock(), malformed=page.malformed)
 
-    def run(self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: float) -> Run:
+    def run(self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: Deadline) -> Run:
         query = {"temporalRunId": temporal_run_id} if temporal_run_id else {}
         return msgspec.convert(self._get(f"/api/v1/agents/{agent_id}/runs/{workflow_id}", query), Run)
 
-    def agents(self, *, deadline: float, page_token: str | None = None) -> AgentsPage:
+    def agents(self, *, deadline: Deadline, page_token: str | None = None) -> AgentsPage:
         query = {"pageToken": page_token} if page_token else {}
         return msgspec.convert(self._get("/api/v1/agents", query), AgentsPage)
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from exporter import __version__
+from exporter.deadline import Deadline
 from exporter.metrics.table import AgentSnapshot, Snapshot
 from exporter.modus.discovery import Discovery, Target
-from exporter.modus.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, Totals, label, shard_of
+from exporter.modus.errors import ApiError
+from exporter.modus.model import OPEN_STATUSES, Agent, AgentsPage, Cursor, Totals, label, shard_of
 from exporter.runs.reader import AgentReader, Known, Limits, Reading, SingleRunRoute
 
 if TYPE_CHECKING:  # both are handed in
@@ -108,7 +110,8 @@ class RunsCollector:
                 leads = False
         if leads:
             try:
-                deadline = self._began + max(allowed - self._settings.timeout_offset, allowed / 2)
+                seconds = max(allowed - self._settings.timeout_offset, allowed / 2)
+                deadline = Deadline(seconds, self._monotonic)
                 shared.set_result(self._read_all(deadline))
             except BaseException as error:
                 shared.set_exception(error)
@@ -143,7 +146,7 @@ class RunsCollector:
         self._route = SingleRunRoute()
         self._readers: dict[int, AgentReader] = {}
 
-    def _read_all(self, deadline: float) -> Snapshot:
+    def _read_all(self, deadline: Deadline) -> Snapshot:
         with self._reading:
             began = self._monotonic()
             targets = self._targets(deadline)
@@ -155,7 +158,7 @@ class RunsCollector:
             agents = [self._show(target, readings[target.id]) for target in targets]
             return self._snapshot(agents, self._monotonic() - began)
 
-    def _readings(self, targets: Sequence[Target], deadline: float) -> dict[int, Reading]:
+    def _readings(self, targets: Sequence[Target], deadline: Deadline) -> dict[int, Reading]:
         """Read all agents side by side and count each as soon as it is read: all runs at once are too many.
 
         Those that a scrape left out come first the next time.
@@ -186,7 +189,7 @@ class RunsCollector:
             readings[agent_id] = self._record(agent_id, Reading(Cursor(), error=late))
         return readings
 
-    def _wait(self, futures: Sequence[Future[Any]], deadline: float) -> None:
+    def _wait(self, futures: Sequence[Future[Any]], deadline: Deadline) -> None:
         """Wait until all are done; no longer than the deadline, and not once the collector closes."""
         finished = self._finished = threading.Event()  # a new one: stragglers know that of their own pass
         left = itertools.count(len(futures) - 1, -1)
@@ -198,7 +201,7 @@ class RunsCollector:
         for future in futures:
             future.add_done_callback(count_down)
         if futures and not self._closing:
-            finished.wait(max(0.0, deadline - self._monotonic()) + STRAGGLER)
+            finished.wait(deadline.left() + STRAGGLER)
 
     def _known(self, agent_id: int) -> Known:
         account = self._ledger.accounts.get(agent_id)
@@ -207,7 +210,7 @@ class RunsCollector:
         counted = self._ledger.counted.get(agent_id, ())
         return Known(account.cursor, account.open, counted, account.opens_listed)
 
-    def _targets(self, deadline: float) -> list[Target]:
+    def _targets(self, deadline: Deadline) -> list[Target]:
         discovery = self._settings.discovery
         if discovery is None:
             return self._settings.choose([])
@@ -227,7 +230,7 @@ class RunsCollector:
             if (account.last_read or 0.0) >= newest - SAME_TIME
         ]
 
-    def _list_agents(self, deadline: float, token: str | None) -> AgentsPage:
+    def _list_agents(self, deadline: Deadline, token: str | None) -> AgentsPage:
         return self._api.agents(deadline=deadline, page_token=token)
 
     def _reader(self, agent_id: int) -> AgentReader:
@@ -338,7 +341,7 @@ class RunsCollector:
             created=self._created,
             requests=stats.requests,
             request_bounds=self._settings.request_bounds,
-            request_durations=stats.durations,
+            request_durations={name: (each.buckets, each.sum) for name, each in stats.durations.items()},
             reload_successful=successful,
             reloaded=reloaded,
         )

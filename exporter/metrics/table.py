@@ -15,7 +15,8 @@ from typing import Literal
 import msgspec
 from prometheus_client.utils import floatToGoString
 
-from exporter.modus.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Exemplar, Totals, label, printable
+from exporter.modus.errors import REASONS
+from exporter.modus.model import OPEN_STATUSES, TOTAL_COUNT, Exemplar, Totals, label, printable
 
 AGENT_LABELS = ("agent_id", "agent_name")
 MAX_STATUSES = 20  # of one agent; the API names five

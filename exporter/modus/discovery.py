@@ -6,7 +6,8 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from exporter.modus.model import Agent, AgentsPage, ApiError
+from exporter.modus.errors import ApiError
+from exporter.modus.model import Agent, AgentsPage
 
 MAX_PAGES = 1000
 

@@ -1,4 +1,4 @@
-"""The Modus API's answers as typed, frozen values, and the one error a request can end in.
+"""The Modus API's answers as typed, frozen values.
 
 Field names and meanings are those of the API reference ("List recent runs for an agent").
 Only what the exporter uses is decoded; unknown fields are ignored.
@@ -8,7 +8,7 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import msgspec
 
@@ -17,19 +17,13 @@ TERMINAL_STATUSES = ("completed", "error", "cancelled")
 TOTAL_COUNT = "all_executions"  # in `counts` beside its own parts; never a status value
 
 LONGEST_LABEL = 200  # characters of a label value; a longer one is cut
+LONGEST_ID = 1100  # characters of a run's id: Temporal allows 1,000 for that of its workflow
+LONGEST_TIME = 64  # characters of a time; a longer text is none
+LONGEST_TOKEN = 8192  # characters of a page token: it has to fit into a URL
 
-Reason = Literal[
-    "unauthorized",
-    "forbidden",
-    "not_found",
-    "rate_limited",
-    "server_error",
-    "timeout",
-    "connection",
-    "bad_response",
-    "deadline",
-]
-REASONS: tuple[str, ...] = get_args(Reason)
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
+Label = Annotated[str, msgspec.Meta(max_length=LONGEST_LABEL)]
+Time = Annotated[str, msgspec.Meta(max_length=LONGEST_TIME)]
 
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -44,11 +38,13 @@ def label(text: str) -> str:
     return printable(text[:LONGEST_LABEL])
 
 
-@lru_cache(maxsize=1024)  # a walk compares the same starts again and again
 def seconds(timestamp: str | None) -> float | None:
     """Unix seconds of an ISO-8601 time (UTC where it names no zone); None for none or nonsense."""
-    if not timestamp:
-        return None
+    return _seconds(timestamp) if timestamp and len(timestamp) <= LONGEST_TIME else None
+
+
+@lru_cache(maxsize=1024)  # a walk compares the same starts again and again
+def _seconds(timestamp: str) -> float | None:
     try:
         moment = datetime.fromisoformat(timestamp)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -68,15 +64,15 @@ def shard_of(agent_id: int, total: int) -> int:
 class Run(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """One run as the list shows it. Its identity is `id`: one workflow can have several."""
 
-    id: str
-    workflow_id: str
-    status: str
-    agent_name: str = ""
-    agent_type: str = ""
-    temporal_run_id: str | None = None
-    trigger_type: str | None = None
-    started_at: str | None = None
-    ended_at: str | None = None
+    id: Id
+    workflow_id: Id
+    status: Annotated[Label, msgspec.Meta(min_length=1)]
+    agent_name: Label = ""
+    agent_type: Label = ""
+    temporal_run_id: Id | None = None
+    trigger_type: Label | None = None
+    started_at: Time | None = None
+    ended_at: Time | None = None
     duration_ms: float | None = None
 
     @property
@@ -91,35 +87,43 @@ class Run(msgspec.Struct, frozen=True, rename="camel", gc=False):
 
     @property
     def ended(self) -> bool:
-        """Whether the status is terminal: such a run never changes again."""
-        return self.status in TERMINAL_STATUSES
+        """Whether the status is terminal, or one that nobody documented of a run that names an end."""
+        if self.status in TERMINAL_STATUSES:
+            return True
+        named = self.end is not None or self.duration_ms is not None
+        return named and self.status not in OPEN_STATUSES
 
 
 class RunsPage(msgspec.Struct, frozen=True):
-    """One page of an agent's runs, newest start first, with the API's counts per status."""
+    """One page of an agent's runs, newest start first, with the API's counts per status.
+
+    `malformed` names the items that could not be read: by their id where they have one, else by a digest.
+    """
 
     runs: list[Run]
     counts: dict[str, int]
     next_page_token: str | None  # None on the last page
-    now: float  # the API's clock at the answer, Unix seconds
+    now: float  # the API's clock at the answer as far as its answers agree, Unix seconds
     skew: float = 0.0  # by how much that clock is ahead of ours, seconds
+    malformed: list[str] = msgspec.field(default_factory=list)
 
 
 class Agent(msgspec.Struct, frozen=True, rename="camel"):
     """One agent as the agents list shows it."""
 
     id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-    name: str = ""
-    type: str = ""
-    status: str = ""
-    deleted_at: str | None = None
+    name: Label = ""
+    type: Label = ""
+    status: Label = ""
+    deleted_at: Time | None = None
 
 
 class AgentsPage(msgspec.Struct, frozen=True, rename="camel"):
-    """One page of the agents that the token may use."""
+    """One page of the agents that the token may use; `malformed` as in RunsPage."""
 
     agents: list[Agent]
-    next_page_token: str | None = None
+    next_page_token: Annotated[str, msgspec.Meta(max_length=LONGEST_TOKEN)] | None = None
+    malformed: list[str] = msgspec.field(default_factory=list)
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -175,20 +179,3 @@ class Totals(msgspec.Struct):
     duration_sum: float = 0.0  # seconds
     finished: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # by status, then trigger type
     last_end: dict[str, float] = msgspec.field(default_factory=dict)  # status -> Unix seconds
-
-
-class ApiError(Exception):
-    """A request that brought no usable answer.
-
-    `reason` is a value of `modus_agent_read_errors_total`; the text is one line for the log and
-    never holds a secret; `missing` lists the scopes a 403 names; `status` is the HTTP status, if
-    there was one.
-    """
-
-    def __init__(
-        self, reason: Reason, message: str, *, status: int | None = None, missing: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
-        self.status = status
-        self.missing = missing

@@ -1,10 +1,11 @@
 """`--audit`: the whole lookback of every agent, read from the API and compared with the ledger run by run."""
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
-from exporter.modus.model import OPEN_STATUSES, ApiError, Run
+from exporter.deadline import Deadline
+from exporter.modus.errors import ApiError
+from exporter.modus.model import OPEN_STATUSES, Run
 from exporter.runs.check import find_targets, side_by_side, table
 from exporter.runs.store import Account, LedgerError, read_state
 
@@ -25,7 +26,7 @@ def run(client: "ModusClient", settings: "Settings", path: str | None, out: Text
     """
     if path is None:
         raise LedgerError("state.path is null: there is no file to compare with")
-    deadline = time.monotonic() + PATIENCE
+    deadline = Deadline(PATIENCE)
     targets = find_targets(client, settings, deadline)
     state = read_state(path)
     lookback, size = settings.limits.lookback, settings.limits.page_size
@@ -59,7 +60,7 @@ def run(client: "ModusClient", settings: "Settings", path: str | None, out: Text
 
 
 def _read_all(
-    client: "ModusClient", agent_id: int, lookback: float, size: int, deadline: float
+    client: "ModusClient", agent_id: int, lookback: float, size: int, deadline: Deadline
 ) -> tuple[dict[str, Run], Mapping[str, int], float, float]:
     page = client.runs(agent_id, deadline=deadline, page_size=size)
     counts, now, skew = page.counts, page.now, page.skew

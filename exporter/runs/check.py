@@ -1,13 +1,14 @@
 """`--config.check`: one request per agent, and a table of what came of it."""
 
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from exporter.deadline import Deadline
 from exporter.modus.discovery import Target, list_agents
-from exporter.modus.model import TOTAL_COUNT, ApiError, printable
+from exporter.modus.errors import ApiError
+from exporter.modus.model import TOTAL_COUNT, printable
 
 if TYPE_CHECKING:  # handed in
     from exporter.metrics.collector import Settings
@@ -27,12 +28,13 @@ MEND = {
     "deadline": "the API did not answer in time: check the network",
     "connection": "check modus.base_url, the network and the proxy",
     "bad_response": "this does not look like the Modus API: check modus.base_url",
+    "internal": "a fault of the exporter: please report it",
 }
 
 
 def run(client: "ModusClient", settings: "Settings", out: TextIO) -> int:
     """Print a line per agent to `out`; returns 0 when all could be read, else 1."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = Deadline(PATIENCE)
     try:
         targets = find_targets(client, settings, deadline)
     except ApiError as error:
@@ -64,7 +66,7 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> li
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def find_targets(client: "ModusClient", settings: "Settings", deadline: float) -> list[Target]:
+def find_targets(client: "ModusClient", settings: "Settings", deadline: Deadline) -> list[Target]:
     """The agents that a scrape would read, all pages of the list awaited. Raises ApiError."""
     found = []
     if settings.discovery:

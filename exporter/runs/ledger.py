@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from exporter.modus.model import (
     OPEN_STATUSES,
@@ -31,6 +32,7 @@ from exporter.runs.store import Account, LedgerError, Meta, State, StateFile
 
 TRIGGER_TYPES = ("schedule", "webhook", "api", "slack", "manual")
 MAX_TRIGGER_TYPES = 20
+MAX_STATUSES = 10  # of ended runs, also such as nobody documented
 LONGEST_DURATION = 366 * 86400.0  # seconds; what is beyond is no duration
 KEEP = 3600.0  # seconds an id is kept at least: an index may show a stale status for a while
 
@@ -227,6 +229,7 @@ class Ledger:
 
     def _count(self, agent_id: int, account: Account, run: Run, now: float) -> None:
         was_open = account.open.pop(run.id, None)
+        run = replace(run, status=_final_status(account.totals, run))
         start = run.start if run.start is not None or was_open is None else was_open.start
         duration = _duration(run, start)
         end = run.end
@@ -243,6 +246,7 @@ class Ledger:
         self._new.setdefault(agent_id, []).append(run.id)
         if since is not None and since < now - self.lookback:
             account.late[run.id] = now + KEEP
+        totals.finished.setdefault(run.status, dict.fromkeys(totals.finished["completed"], 0))
         trigger = self._trigger(agent_id, totals, run)
         totals.finished[run.status][trigger] += 1
         if run.status == "completed":
@@ -352,3 +356,9 @@ def _duration(run: Run, start: float | None) -> float | None:
     else:
         return None
     return abs(duration) if 0 <= duration <= LONGEST_DURATION else None  # -0.0 is shown as 0.0
+
+
+def _final_status(totals: Totals, run: Run) -> str:
+    """The status as a label value; of those that nobody documented an agent can have a few."""
+    status = label(run.status)
+    return status if status in totals.finished or len(totals.finished) < MAX_STATUSES else "other"

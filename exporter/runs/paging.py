@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
-from exporter.modus.model import OPEN_STATUSES, ApiError, Cursor, Gap, Run, RunsPage
+from exporter.modus.errors import ApiError
+from exporter.modus.model import OPEN_STATUSES, Cursor, Gap, Run, RunsPage
 
 MARGIN = 120.0  # seconds; twice the longest delay of the index
 MAX_GAPS = 8

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from exporter.modus.model import OPEN_STATUSES, ApiError, Cursor, Gap, OpenRun, Run, RunsPage
+from exporter.deadline import Deadline
+from exporter.modus.errors import ApiError
+from exporter.modus.model import OPEN_STATUSES, Cursor, Gap, OpenRun, Run, RunsPage
 from exporter.runs import paging as history
 
 if TYPE_CHECKING:  # handed in
@@ -99,15 +101,15 @@ class AgentReader:
         self._explained_since = 0.0  # by the API's clock
         self._checked = monotonic()
 
-    def read(self, known: Known, deadline: float) -> Reading:
-        """Read until all is known, an error, or `deadline` (monotonic seconds); raises nothing.
+    def read(self, known: Known, deadline: Deadline) -> Reading:
+        """Read until all is known, an error, or `deadline`; raises nothing.
 
         Once the newest page is there, a deadline only leaves a backlog.
         """
         began = self._monotonic()
         reading = Reading(known.cursor)
         try:
-            if began >= deadline:
+            if deadline.passed():
                 raise ApiError("deadline", "the scrape's time was over before this agent's turn")
             self.attempted = began
             hints = self._read_runs(reading, deadline)
@@ -118,7 +120,7 @@ class AgentReader:
         reading.duration = self._monotonic() - began
         return reading
 
-    def _read_runs(self, reading: Reading, deadline: float) -> Mapping[str, int]:
+    def _read_runs(self, reading: Reading, deadline: Deadline) -> Mapping[str, int]:
         limits = self._limits
         ask = self._ask(deadline)
         before = reading.cursor
@@ -140,7 +142,7 @@ class AgentReader:
         return page.counts
 
     def _check_open_runs(
-        self, reading: Reading, hints: Mapping[str, int], known: Known, deadline: float
+        self, reading: Reading, hints: Mapping[str, int], known: Known, deadline: Deadline
     ) -> None:
         """Read the open lists when there may be an open run that is unknown, or one that has ended."""
         opens = _still_open(reading, known)
@@ -178,7 +180,7 @@ class AgentReader:
             if self._explained != before:
                 self._explained_since = reading.now
 
-    def _settle(self, reading: Reading, missing: Mapping[str, OpenRun], deadline: float) -> None:
+    def _settle(self, reading: Reading, missing: Mapping[str, OpenRun], deadline: Deadline) -> None:
         """Find out what became of open runs that are in no open list."""
         unsettled = dict(missing)
         if len(missing) <= MAX_SINGLE_RUNS:
@@ -197,7 +199,7 @@ class AgentReader:
         for page, cursor in walk:
             reading.take(page, cursor)
 
-    def _single_run(self, run: OpenRun, deadline: float) -> Run | None:
+    def _single_run(self, run: OpenRun, deadline: Deadline) -> Run | None:
         if self._monotonic() < self._route.closed_until:
             return None
         try:
@@ -211,7 +213,7 @@ class AgentReader:
         self._route.worked = True
         return answer
 
-    def _ask(self, deadline: float) -> history.Ask:
+    def _ask(self, deadline: Deadline) -> history.Ask:
         runs = partial(self._api.runs, self._agent_id, deadline=deadline)
         return lambda token, size: runs(page_token=token, page_size=size)
 

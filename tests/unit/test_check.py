@@ -11,7 +11,7 @@ from exporter.demo.simulator import Answer, Request, SimulatedModus
 from exporter.metrics.collector import Settings
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Discovery
-from exporter.modus.model import REASONS
+from exporter.modus.errors import REASONS
 from exporter.runs import check
 from tests.simulation import Clock, settings
 

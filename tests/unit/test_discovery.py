@@ -5,10 +5,12 @@ from concurrent.futures import Future
 
 import pytest
 
+from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import Settings
 from exporter.modus.discovery import Discovery, Target, list_agents
-from exporter.modus.model import Agent, AgentsPage, ApiError
+from exporter.modus.errors import ApiError
+from exporter.modus.model import Agent, AgentsPage
 from tests.simulation import Clock, DirectApi, Exporter, settings
 
 
@@ -41,7 +43,7 @@ def api() -> DirectApi:
 
 
 def ask(api: DirectApi):  # type: ignore[no-untyped-def]
-    return lambda token: api.agents(deadline=0.0, page_token=token)
+    return lambda token: api.agents(deadline=Deadline(0), page_token=token)
 
 
 def test_all_pages_of_the_list_are_read(api: DirectApi) -> None:

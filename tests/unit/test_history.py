@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.demo.simulator import iso
-from exporter.modus.model import ApiError, Cursor, Gap, Run, RunsPage
+from exporter.modus.errors import ApiError
+from exporter.modus.model import Cursor, Gap, Run, RunsPage
 from exporter.runs.paging import (
     MARGIN,
     MAX_FRUITLESS,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.modus.model import Cursor, Run, shard_of
-from exporter.runs.ledger import Ledger
+from exporter.runs.ledger import MAX_STATUSES, Ledger
 from exporter.runs.store import LedgerError
 from tests.simulation import BOUNDS, DAY, START, Clock
 
@@ -292,7 +292,7 @@ def test_a_run_in_a_status_nobody_can_list_is_followed_no_longer_than_the_lookba
     path: str, clock: Clock
 ) -> None:
     book = ledger(path, clock)
-    paused = a_run("wf:1", "paused", end=None)
+    paused = a_run("wf:1", "paused", end=None, duration_ms=None)
     record(book, paused, a_run("wf:2", "running", end=None))
     clock.advance(DAY / 2)
     record(book)
@@ -300,6 +300,29 @@ def test_a_run_in_a_status_nobody_can_list_is_followed_no_longer_than_the_lookba
     clock.advance(DAY)
     record(book)
     assert book.accounts[AGENT].open.keys() == {"wf:2"}
+    book.close()
+
+
+@pytest.mark.parametrize("named", [{"end": None}, {"duration_ms": None}])
+def test_a_run_in_a_status_nobody_documented_is_counted_under_it_once_it_names_an_end(
+    path: str, clock: Clock, named: dict[str, None]
+) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1", "timed_out", end=None, duration_ms=None))
+    assert "timed_out" not in book.accounts[AGENT].totals.finished
+    for _ in range(2):
+        record(book, a_run("wf:1", "timed_out", **named))  # type: ignore[arg-type]
+    assert book.accounts[AGENT].totals.finished["timed_out"]["schedule"] == 1
+    assert not book.accounts[AGENT].open
+    book.close()
+
+
+def test_statuses_that_nobody_documented_are_a_few_and_the_rest_is_other(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, *(a_run(f"wf:{n}", f"status {n}") for n in range(30)))
+    finished_by_status = book.accounts[AGENT].totals.finished
+    assert len(finished_by_status) == MAX_STATUSES + 1
+    assert sum(by_trigger["schedule"] for by_trigger in finished_by_status.values()) == 30
     book.close()
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from exporter.deadline import Deadline
 from exporter.demo.simulator import ABSENT, Answer, Request, SimulatedModus
 from exporter.runs.reader import AgentReader, Known, SingleRunRoute
 from tests.simulation import Clock, Exporter, finished, settings
@@ -311,7 +312,7 @@ def test_a_counted_run_that_a_stale_index_shows_as_running_is_neither_open_nor_c
 def test_an_agent_whose_turn_comes_after_the_deadline_is_not_asked_for() -> None:
     world = World()
     reader = AgentReader(AGENT, world.exporter.api, settings(AGENT).limits, SingleRunRoute())  # type: ignore[arg-type]
-    reading = reader.read(Known(), deadline=0.0)
+    reading = reader.read(Known(), deadline=Deadline(0))
     assert reading.error is not None
     assert reading.error.reason == "deadline"
     assert not world.modus.requests

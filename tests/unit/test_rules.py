@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from exporter.metrics.table import TABLE
-from exporter.modus.model import OPEN_STATUSES, REASONS, TERMINAL_STATUSES
+from exporter.modus.errors import REASONS
+from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES
 from tests.dashboards import selectors
 from tests.e2e.harness import program
 

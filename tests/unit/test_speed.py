@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.table import Snapshot, expose
 from exporter.modus.client import ModusClient
@@ -109,7 +110,7 @@ def test_a_request_takes_fewer_function_calls_than_a_plain_session() -> None:
         with requests.Session() as session:
 
             def ours() -> None:
-                client.runs(1, deadline=time.monotonic() + 60, page_size=5)
+                client.runs(1, deadline=Deadline(60), page_size=5)
 
             def plain() -> None:
                 json.loads(session.get(url, headers=headers, timeout=10).content)
