@@ -7,7 +7,7 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' exporter/__init__.py)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench check lock dashboards clean
+.PHONY: run test bench check lock mixin clean
 .DEFAULT_GOAL := run
 
 $(VENV)/.run: requirements.lock
@@ -42,7 +42,8 @@ lock:  ## pin what pyproject.toml asks for, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
 
-dashboards: $(VENV)/.dev  ## write the Grafana dashboards from their generator
+mixin: $(VENV)/.dev  ## write rules and dashboards from their templates and prometheus/settings.yaml
+	$(BIN)/python prometheus/render.py
 	$(BIN)/python grafana/generate.py
 
 image:  ## build the container image

@@ -8,31 +8,21 @@ prometheus/rules/modus.yml, limits are read from there. Three habits keep the nu
 - Runs are sparse: windows are an hour or the dashboard's time range, never the step between two points.
 """
 
-import math
-import re
 from pathlib import Path
 
 import yaml
 
 _PROMETHEUS = Path(__file__).parent.parent / "prometheus"
 _CONFIG = yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
-_GROUPS = yaml.safe_load((_PROMETHEUS / "rules" / "modus.yml").read_text(encoding="utf-8"))["groups"]
-_RECORDS = [rule for group in _GROUPS for rule in group["rules"] if "record" in rule]
-_BURN = [rule["labels"]["factor"] for rule in _RECORDS if rule["record"] == "modus:burn_threshold:ratio"]
+_LIMITS = yaml.safe_load((_PROMETHEUS / "settings.yaml").read_text(encoding="utf-8"))
 
-
-def setting(record: str) -> float:
-    """A constant of the rules: of `vector(4 * 3600)` 14400."""
-    [expr] = [rule["expr"] for rule in _RECORDS if rule["record"] == record]
-    factors = re.fullmatch(r"vector\((.+)\)", expr)[1].split("*")
-    return math.prod(yaml.safe_load(factor) for factor in factors)
-
-
-STUCK = setting("modus:stuck_after:seconds")  # a run that has been running for longer is stuck
-WAITING_LONG = setting("modus:waiting_after:seconds")  # a run that has been waiting for longer is orange
-OBJECTIVE = setting("modus:objective:ratio")  # share of runs that should succeed
-FAILURE_LIMIT = setting("modus:failure_limit:ratio")  # from here red; orange from what the objective allows
-BURN_SLOW, BURN_FAST = sorted(map(yaml.safe_load, _BURN))[-2:]  # failure ratio over what the objective allows
+STUCK = _LIMITS["stuck_after_seconds"]  # a run that has been running for longer is stuck
+WAITING_LONG = _LIMITS["waiting_after_seconds"]  # a run that has been waiting for longer is orange
+FAILING_AFTER = _LIMITS["failing_after_seconds"]  # an agent that succeeded since is not failing
+OBJECTIVE = _LIMITS["objective_ratio"]  # share of runs that should succeed
+FAILURE_LIMIT = _LIMITS["failure_limit_ratio"]  # from here red; orange from what the objective allows
+MIN_RUNS = _LIMITS["min_runs"]  # no ratio of fewer runs is coloured
+BURN_SLOW, BURN_FAST = 6, 14.4  # failure ratio over what the objective allows: two of the rules' factors
 STALE, VERY_STALE = 300, 900  # seconds since an agent was read
 SCRAPE_TIMEOUT = int(_CONFIG["global"]["scrape_timeout"].removesuffix("s"))  # seconds
 TOP = 10  # agents that one panel draws, however many are selected
