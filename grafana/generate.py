@@ -15,6 +15,7 @@ from panels import (
     COLOURED_TEXT,
     GREEN,
     GREY,
+    HIDDEN,
     NO_DATA,
     ORANGE,
     PURPLE,
@@ -545,7 +546,7 @@ def exporters(key: int, at: At) -> Json:
             "Up": (each(f"up{{{q.JOB}}}"), yes_no),
             "Build": (
                 each(f"modus_exporter_build_info{{{q.JOB}}}", "instance, version"),
-                {"custom__hidden": True},
+                HIDDEN,
             ),
             "Agents": (each(f"modus_exporter_agents{{{q.JOB}}}"), {"decimals": 0}),
             "Config": (each(f"modus_exporter_config_last_reload_successful{{{q.JOB}}}"), yes_no),

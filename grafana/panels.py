@@ -19,6 +19,7 @@ AGENT_LINK = {
 }
 COLOURED_CELL = {"type": "color-background", "mode": "basic"}
 COLOURED_TEXT = {"type": "color-text"}
+HIDDEN = {"custom__hidden": True, "custom__hideFrom": {"viz": True}}  # Grafana up to 12.1, and from 12.2 on
 
 
 def thresholds(*steps: tuple[float | None, str]) -> Json:
@@ -161,8 +162,8 @@ def table(
     values = [f"Value #{ref}" for ref in "ABCDEFGHIJ"[: len(columns)]] if len(columns) > 1 else ["Value"]
     cells = [override(name, **settings) for name, (_, settings) in columns.items() if settings]
     cells += [override(title, unit="string") for title in labels.values() if title != "Agent"]
-    cells += [override(name, custom__hidden=True, unit="string") for name in hidden]
-    link = [override("Agent", links=[AGENT_LINK], unit="string")]
+    cells += [override(name, unit="string", **HIDDEN) for name in hidden]
+    link = [override("Agent", links=[AGENT_LINK], unit="string", custom__minWidth=120)]
     organize = {
         "excludeByName": {"Time": True},
         "renameByName": labels | dict(zip(values, columns, strict=True)),

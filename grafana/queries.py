@@ -95,9 +95,9 @@ def age(timestamp: str) -> str:
     return f"clamp_min(time() - {timestamp}, 0)"
 
 
-def named(expr: str) -> str:
-    """The vector, by KEY, with each agent's name."""
-    names = f"max by ({KEY}, agent_name) ({_selector('modus_agent_info')})"
+def named(expr: str, at: str = "") -> str:
+    """The vector, by KEY, with each agent's name; ` @ end()` for the last name at every point."""
+    names = f"max by ({KEY}, agent_name) ({_selector('modus_agent_info')}{at})"
     return f"({expr}) * on ({KEY}) group_left (agent_name) topk by ({KEY}) (1, {names})"
 
 
@@ -114,7 +114,7 @@ def of(shown: str, expr: str) -> str:
 def most_errors(expr: str, count: int = TOP, least: str = ">= 0") -> str:
     """The vector of the agents with the most errors in the time range: the same ones at every point."""
     errors = ended(RANGE, match=ERROR, at=" @ end()")
-    return named(f"({expr}) and on ({KEY}) topk({count}, {errors} {least})")
+    return named(f"({expr}) and on ({KEY}) topk({count}, {errors} {least})", " @ end()")
 
 
 def count(expr: str) -> str:
