@@ -16,7 +16,7 @@ LOOK := import os, sys; found = sys.version.split()[0]; \
 	find_spec("ensurepip") or sys.exit("it has no venv (on Debian: apt-get install python3-venv)"); \
 	print("Python", found, os.path.realpath(sys.executable))
 
-.PHONY: run test test-fast bench check lock dashboards image manifest release-check clean FORCE
+.PHONY: run test test-fast bench check lock mixin image manifest release-check clean FORCE
 .DEFAULT_GOAL := run
 
 # .venv is made anew when PYTHON is not the interpreter it was made with
@@ -61,7 +61,8 @@ lock: $(VENV)/interpreter  ## pin what pyproject.toml asks for, with hashes
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
 
-dashboards: $(VENV)/.dev  ## write the Grafana dashboards from their generator
+mixin: $(VENV)/.dev  ## write rules and dashboards from their templates and prometheus/settings.yaml
+	$(BIN)/python prometheus/render.py
 	$(BIN)/python grafana/generate.py
 
 image:  ## build the container image

@@ -19,9 +19,10 @@ from pathlib import Path
 from benchmarks.run import api
 from exporter.config import Config
 from exporter.metrics.collector import RunsCollector, Settings
-from exporter.metrics.table import expose
-from exporter.modus.client import REQUEST_BUCKETS, ModusClient
+from exporter.metrics.exposition import families, write
+from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Target
+from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 
@@ -61,7 +62,7 @@ def render(collector: RunsCollector) -> int:
 def shown(snapshot: object) -> int:
     """Text and compression."""
     packer = zlib.compressobj(level=1, wbits=31)
-    pieces = expose(snapshot, True)  # type: ignore[arg-type]
+    pieces = write(families(snapshot), True)  # type: ignore[arg-type]
     return sum(len(packer.compress(piece)) for piece in pieces) + len(packer.flush())
 
 

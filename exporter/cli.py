@@ -1,4 +1,4 @@
-"""The command line, and the only place where the parts are wired together."""
+"""The command line: flags and exit codes."""
 
 import argparse
 import io
@@ -8,48 +8,21 @@ import platform
 import re
 import signal
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, redirect_stdout, suppress
-from pathlib import Path
 from typing import NoReturn
-
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 from exporter import __version__
 from exporter import log as logs
-from exporter.config import (
-    AgentConfig,
-    Config,
-    ConfigError,
-    Modus,
-    Positive,
-    Secret,
-    State,
-    TokenError,
-    load,
-    token_source,
-)
-from exporter.config import (
-    Discovery as DiscoveryConfig,
-)
-from exporter.demo.simulator import SimulatedModus
-from exporter.metrics.collector import RunsCollector, Settings
-from exporter.metrics.table import expose
-from exporter.modus.client import REQUEST_BUCKETS, ModusClient
-from exporter.modus.discovery import Discovery, Target
-from exporter.modus.model import ApiError
+from exporter.app import App, connect, demo, settings
+from exporter.config import Config, ConfigError, defaults, load, refuse_same_file
+from exporter.modus.errors import ApiError
 from exporter.runs import audit, check
-from exporter.runs.ledger import Ledger
-from exporter.runs.reader import Limits
 from exporter.runs.store import LedgerError
 from exporter.web.pages import serve
 from exporter.web.webconfig import WebConfigFile, WebError
 
-DEMO_RETENTION = 7 * 86400.0  # seconds
-log = logging.getLogger("exporter.cli")
+CONFIG_FILE = "config.yaml"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,22 +36,42 @@ def _parser() -> argparse.ArgumentParser:
         prog="modus-exporter",
         description="Prometheus exporter for Modus AI agents: every run counted exactly once.",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="Each flag has an environment variable: MODUS_EXPORTER_WEB_LISTEN_ADDRESS and the like.",
     )
     add = parser.add_argument
-    add("--config.file", default="config.yaml", metavar="PATH", help="configuration file")
+    add(
+        "--config.file",
+        metavar="PATH",
+        help=f"configuration file (default: {CONFIG_FILE}, where there is one)",
+    )
     add("--config.check", action="store_true", help="check the file and ask for each agent once")
     add("--audit", action="store_true", help="compare what was counted with the API, run by run")
     add("--demo", action="store_true", help="run against a simulated API; needs no configuration")
-    add("--web.listen-address", default=":10371", metavar="HOST:PORT", help="where to serve")
-    add("--web.telemetry-path", default="/metrics", metavar="PATH", help="where the metrics are")
+    where = "where to serve; may be given more than once (default: :10371)"
+    add("--web.listen-address", action="append", metavar="HOST:PORT", help=where, default=argparse.SUPPRESS)
+    add("--web.systemd-socket", action="store_true", help="serve on the sockets of the systemd socket unit")
+    add(
+        "--web.telemetry-path",
+        default="/metrics",
+        metavar="PATH",
+        help="where the metrics are (default: %(default)s)",
+    )
+    add("--web.external-url", metavar="URL", help="where the pages are seen from outside, for links")
+    add("--web.route-prefix", metavar="PATH", help="prefix of the pages (default: path of the external URL)")
     add("--web.config.file", metavar="PATH", help="TLS and basic auth, in exporter-toolkit's format")
     add("--web.enable-lifecycle", action="store_true", help="allow POST /-/reload")
     add("--state.reset-histogram", action="store_true", help="count the durations anew")
-    add("--shard", type=_at_least(0), default=0, metavar="N", help="index of this shard, from 0")
+    add("--shard", type=_at_least(0), default=0, metavar="N", help="index of this shard, from 0 (default)")
     add("--total-shards", type=_at_least(1), default=1, metavar="N", help="exporters that share the agents")
-    add("--log.level", choices=logs.LEVELS, default="info", help="the least severe lines to log")
-    add("--log.format", choices=logs.FORMATS, default="logfmt", help="the form of the lines")
+    add(
+        "--log.level",
+        choices=logs.LEVELS,
+        default="info",
+        help="the least severe lines to log (default: info)",
+    )
+    add(
+        "--log.format", choices=logs.FORMATS, default="logfmt", help="the form of the lines (default: logfmt)"
+    )
     version = f"modus-exporter {__version__} (python {platform.python_version()})"
     add("--version", action="version", version=version)
     return parser
@@ -93,10 +86,33 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def from_environment(
+    parser: argparse.ArgumentParser, given: list[str], environ: Mapping[str, str]
+) -> list[str]:
+    """What variables like MODUS_EXPORTER_WEB_LISTEN_ADDRESS set, as flags; those that are given win."""
+    flags: list[str] = []
+    for action in parser._actions:
+        flag = action.option_strings[-1]
+        name = "MODUS_EXPORTER_" + re.sub("[.-]", "_", flag.lstrip("-")).upper()
+        value = environ.get(name)
+        if not value or any(word.split("=")[0] == flag for word in given):
+            continue
+        if action.nargs != 0:
+            flags.append(f"{flag}={value}")
+        elif value not in ("true", "false"):
+            parser.error(f"{name}: expected true or false, got {value!r}")
+        elif value == "true":
+            flags.append(flag)
+    return flags
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 for a mistake of use, 1 for what went wrong."""
     parser = _parser()
-    options = vars(parser.parse_args(argv))
+    given = sys.argv[1:] if argv is None else argv
+    options = {"web.listen_address": [":10371"]} | vars(
+        parser.parse_args([*from_environment(parser, given, os.environ), *given])
+    )
     args = argparse.Namespace(**{re.sub(r"[.-]", "_", name): value for name, value in options.items()})
     if args.shard >= args.total_shards:
         parser.error(f"--shard: expected less than --total-shards ({args.total_shards}), got {args.shard}")
@@ -117,162 +133,41 @@ def _leave_at_once(number: int, frame: object) -> NoReturn:
     sys.exit(0)
 
 
+def _read_config(path: str | None) -> Config:
+    """The configuration file; where none is named and none is there, the defaults run. Raises ConfigError."""
+    if path is None and not os.path.exists(CONFIG_FILE):
+        return defaults(os.environ)
+    return load(path or CONFIG_FILE, os.environ)
+
+
 def _run(args: argparse.Namespace, stack: ExitStack) -> int:
-    read_config = _demo(stack) if args.demo else lambda: load(args.config_file, os.environ)
-    config = read_config()
-    client = _client(config)
-    settings = _settings(config, (args.shard, args.total_shards))
-    if args.config_check:
+    read_config = demo(stack) if args.demo else lambda: _read_config(args.config_file)
+    shard = args.shard, args.total_shards
+    if args.config_check or args.audit:
+        config = read_config()
+        chosen, client = settings(config, shard), connect(config)
+        if args.audit:
+            what = chosen.selection, chosen.limits, chosen.concurrency, config.state.path
+            return audit.run(client, *what, sys.stdout)
         WebConfigFile(args.web_config_file)
-        return check.run(client, settings, sys.stdout)
-    if args.audit:
-        return audit.run(client, settings, config.state.path, sys.stdout)
-    ledger = Ledger(
-        config.state.path,
-        config.histogram.buckets,
-        lookback=config.runs.lookback,
-        shard=(args.shard, args.total_shards),
-        reset_histogram=args.state_reset_histogram,
-    )
-    stack.callback(ledger.close)
-    exporter = _Exporter(args, read_config, config, client, ledger, settings)
-    stack.callback(exporter.collector.close)
-    log.info(
-        "starting",
-        extra={
-            "fields": {
-                "version": __version__,
-                "api": client.host,
-                "agents": len(config.agents),
-                "discovery": config.discovery.enabled,
-                "state": config.state.path or "in memory",
-            }
-        },
-    )
+        return check.run(client, chosen.selection, chosen.concurrency, chosen.limits.timeframe, sys.stdout)
+    files = {"--config.file": args.config_file, "--web.config.file": args.web_config_file}
+    refuse_same_file(files)
+    app = App(read_config, shard=shard, reset_histogram=args.state_reset_histogram)
+    stack.callback(app.close)
+    app.log_start()
     serve(
-        listen_address=args.web_listen_address,
-        scrape=exporter.scrape,
-        ready=lambda: True,
-        reload=exporter.reload,
+        args.web_listen_address,
+        scrape=app.metrics,
+        reload=app.reload,
         telemetry_path=args.web_telemetry_path,
         web_config_file=args.web_config_file,
         enable_lifecycle=args.web_enable_lifecycle,
+        systemd_socket=args.web_systemd_socket,
+        external_url=args.web_external_url,
+        route_prefix=args.web_route_prefix,
     )
     return 0
-
-
-class _Exporter:
-    """The running parts: scrape and reload, as the web application calls them."""
-
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        read_config: Callable[[], Config],
-        config: Config,
-        client: ModusClient,
-        ledger: Ledger,
-        settings: Settings,
-    ) -> None:
-        self._shard = (args.shard, args.total_shards)
-        self._read_config = read_config
-        self._config = config
-        self._client = client
-        self._ledger = ledger
-        self._reloaded = (True, time.time())
-        self._process = CollectorRegistry()
-        ProcessCollector(registry=self._process)
-        PlatformCollector(registry=self._process)
-        self.collector = RunsCollector(client, ledger, settings, reload_state=lambda: self._reloaded)
-
-    def scrape(self, timeout: float | None, openmetrics: bool) -> Iterator[bytes]:
-        """The exposition in pieces, the process's own metrics last; `timeout` in seconds."""
-        yield from expose(self.collector.scrape(timeout), openmetrics)
-        encode = openmetrics_exposition.generate_latest if openmetrics else generate_latest
-        yield encode(self._process)  # with the end mark of OpenMetrics
-
-    def reload(self) -> None:
-        """Read the configuration again; a bad one changes nothing. Raises ConfigError and ApiError."""
-        try:
-            config = self._use(self._read_config())
-        except BaseException:
-            self._reloaded = (False, self._reloaded[1])
-            raise
-        self._reloaded = (True, time.time())
-        log.info("configuration loaded", extra={"fields": {"agents": len(config.agents)}})
-
-    def _use(self, config: Config) -> Config:
-        for path, now, then in (
-            ("histogram.buckets", config.histogram, self._config.histogram),
-            ("state.path", config.state, self._config.state),
-        ):
-            if now != then:
-                raise ConfigError(f"{path}: cannot change while the exporter runs; restart it")
-        before = self._client
-
-        def connect() -> ModusClient:
-            if config.modus != self._config.modus:  # else the same: it knows of pauses the API asked for
-                self._client = _client(config, before)
-            return self._client
-
-        self.collector.reload(connect, _settings(config, self._shard))
-        if self._client is not before:
-            before.close()
-        self._config = config
-        return config
-
-
-def _client(config: Config, before: ModusClient | None = None) -> ModusClient:
-    read = token_source(config.modus)
-
-    def token() -> str:
-        try:
-            return read()
-        except TokenError as error:
-            raise ApiError("unauthorized", str(error)) from None
-
-    return ModusClient(
-        config.modus.base_url,
-        token,
-        resource=config.modus.resource,
-        timeout=config.modus.timeout,
-        concurrency=config.modus.concurrency,
-        stats=before.stats() if before else None,
-    )
-
-
-def _settings(config: Config, shard: tuple[int, int]) -> Settings:
-    found = config.discovery
-    return Settings(
-        targets=[Target(agent.id, expected_interval=agent.expected_interval) for agent in config.agents],
-        discovery=Discovery(found.include, found.exclude, found.refresh_interval) if found.enabled else None,
-        limits=Limits(
-            config.runs.page_size, config.runs.max_pages, config.runs.lookback, config.runs.timeframe
-        ),
-        concurrency=config.modus.concurrency,
-        timeout_offset=config.scrape.timeout_offset,
-        default_timeout=config.scrape.default_timeout,
-        min_interval=config.scrape.min_interval,
-        request_bounds=REQUEST_BUCKETS,
-        shard=shard,
-    )
-
-
-def _demo(stack: ExitStack) -> Callable[[], Config]:
-    """Start the simulated API, with a state file that goes when the exporter ends."""
-    modus = SimulatedModus(retention=DEMO_RETENTION).start()
-    stack.callback(modus.close)
-    os.environ["no_proxy"] = "127.0.0.1"  # a proxy has no way to it, and nothing else is asked
-    try:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="modus-exporter-demo-"))
-    except OSError as error:
-        raise ConfigError(f"--demo: no temporary directory: {error.strerror}; set TMPDIR") from None
-    config = Config(
-        modus=Modus(base_url=modus.url, token=Secret(modus.token)),
-        agents=(AgentConfig(107, Positive(3600)),),
-        discovery=DiscoveryConfig(enabled=True),
-        state=State(path=str(Path(directory) / "state.db")),
-    )
-    return lambda: config
 
 
 def run() -> NoReturn:

@@ -40,6 +40,10 @@ class Deadline:
         if self._at > -math.inf:
             self._at = max(self._at, self.monotonic() + seconds)
 
+    def shorten(self, seconds: float) -> None:
+        """Leave that much less."""
+        self._at -= seconds
+
     def end(self) -> None:
         """Let it pass now and for good."""
         self._at = -math.inf

@@ -1,7 +1,7 @@
 """Log lines on standard error, as logfmt or JSON: one record is one line, whatever its values hold.
 
-Structured fields go in as `log.info("listening", extra={"fields": {"address": address}})`. The keys are
-constants of the code; the values may come from anywhere.
+Structured fields go in as `log.info("listening", extra=fields(address=address))`. The keys are constants of
+the code; the values may come from anywhere.
 """
 
 import json
@@ -15,6 +15,11 @@ LEVELS: dict[str, int] = {
     name: getattr(logging, name.upper()) for name in ("debug", "info", "warn", "warning", "error")
 }
 _NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn"}
+
+
+def fields(**pairs: object) -> dict[str, dict[str, object]]:
+    """The `extra` of a log call that adds these fields to its line."""
+    return {"fields": pairs}
 
 
 class JsonFormatter(logging.Formatter):

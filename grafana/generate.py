@@ -15,6 +15,7 @@ from panels import (
     COLOURED_TEXT,
     GREEN,
     GREY,
+    HIDDEN,
     NO_DATA,
     ORANGE,
     PURPLE,
@@ -56,6 +57,7 @@ REASON_COLOURS = {
     "connection": PURPLE,
     "bad_response": "dark-purple",
     "deadline": BLUE,
+    "internal": "dark-blue",
 }
 STATE_NAMES = mapping(*((code, name, colour) for code, name, colour, _ in q.STATES))
 READ_NAMES = mapping((0, "failed", RED), (1, "ok", GREEN), (2, "catching up", ORANGE))
@@ -67,6 +69,9 @@ SOON = thresholds((None, GREEN), (1, ORANGE))
 RATIO = thresholds((None, GREEN), (q.BUDGET, ORANGE), (q.FAILURE_LIMIT, RED))
 WAITING_AGE = thresholds((None, BLUE), (q.WAITING_LONG, ORANGE))
 READ_AGE = thresholds((None, GREEN), (q.STALE, ORANGE), (q.VERY_STALE, RED))
+COMPARED_AGE = thresholds((None, GREEN), (q.RECONCILE_OVERDUE, ORANGE))
+IN_A_ROW = thresholds((None, GREEN), (1, ORANGE), (3, RED))
+FEW_RUNS = [override("of few runs", thresholds=NEUTRAL)]
 SECONDS: Json = {"unit": "s", "decimals": 1}
 
 
@@ -93,7 +98,7 @@ def ended_runs(key: int, at: At) -> Json:
         (key, "Ended runs by status", "short", at),
         "Runs that ended in the hour before each point, each counted once: green completed, red error, grey "
         "cancelled.",
-        over_time(f"sum by (status) ({q.ended(q.HOUR, 'agent_id, status')})", "{{status}}"),
+        over_time(f"sum by (status) ({q.ended(q.HOUR, 'status')})", "{{status}}"),
         bars=True,
         decimals=0,
         overrides=colours(STATUS_COLOURS),
@@ -114,13 +119,36 @@ def who(
     )
 
 
+def failing(key: int, at: At) -> Json:
+    """The failing agents: for how long, and how many runs in a row."""
+    shown = q.top(q.NO_SUCCESS_FOR)
+    return table(
+        (key, "Failing: who", "s", at),
+        f"Time since each failing agent's last success, and how many runs have failed in a row. "
+        f"The first {q.TOP}.",
+        {
+            "No success for": (
+                shown,
+                in_colour(
+                    thresholds((None, RED)), decimals=1, mappings=mapping((-1, "never succeeded", RED))
+                ),
+            ),
+            "In a row": (q.of(shown, q.IN_A_ROW), {"unit": "short", "decimals": 0, "custom__width": 75}),
+        },
+        sort="No success for",
+        noValue="No agent is known to fail",
+    )
+
+
 def who_has_to_act() -> list[Json]:
     """Failing, stuck, waiting for a human, silent: how many, and who."""
     hours = q.WAITING_LONG // 3600
     return [
         stat(
             (1, "Failing", "short", (0, 0, 6, 3)),
-            "Agents whose last error is later than their last success. One success takes an agent off.",
+            "Agents whose last run failed and that have not succeeded for "
+            f"{q.FAILING_AFTER // 60} min, as in the alert ModusAgentLastRunFailed. One success takes an "
+            "agent off.",
             now(q.count(q.FAILING)),
             steps=NONE_IS_FINE,
         ),
@@ -141,19 +169,13 @@ def who_has_to_act() -> list[Json]:
         ),
         stat(
             (4, "Silent", "short", (18, 0, 6, 3)),
-            "Agents that started no run within their expected_interval (config.yaml). Agents without one are "
-            "never silent. The alert leaves a tenth and five minutes of grace.",
+            "Agents that started no run within their expected_interval (config.yaml). Agents without one, "
+            "and those that are switched off, are never silent. The alert leaves a tenth and five minutes of "
+            "grace.",
             now(q.count(q.SILENT)),
             steps=SOON,
         ),
-        who(
-            (5, "Failing: who", "s", (0, 3, 6, 5)),
-            "Time since each failing agent's last success.",
-            ("No success for", q.NO_SUCCESS_FOR),
-            thresholds((None, RED)),
-            "No agent is known to fail",
-            mappings=mapping((-1, "never succeeded", RED)),
-        ),
+        failing(5, (0, 3, 6, 5)),
         who(
             (6, "Stuck: who", "s", (6, 3, 6, 5)),
             "Age of each stuck agent's oldest running run.",
@@ -183,7 +205,9 @@ def all_agents(key: int, at: At) -> Json:
     return table(
         (key, "Agents", "short", at),
         "Every selected agent, the worst state first; the name leads to its details. Runs, failure ratio and "
-        "p95 are of the dashboard's time range. Read: whether the API answered for it in the last scrape.",
+        "p95 are of the dashboard's time range; a ratio needs at least "
+        f"{q.MIN_RUNS} runs. In a row: the newest runs that failed, one after the other. Read: whether the "
+        "API answered for it in the last scrape.",
         {
             "State": (
                 q.named(q.STATE),
@@ -193,14 +217,17 @@ def all_agents(key: int, at: At) -> Json:
             "Last run": (q.named(q.age(q.STARTED)), SECONDS),
             "Open run age": (q.named(q.age(q.OPEN)), SECONDS),
             "Runs": (q.named(q.ended(q.RANGE)), {"decimals": 0}),
+            "Failed": (q.named(q.ended(q.RANGE, match=q.ERROR)), {"decimals": 0}),
             "Failure ratio": (
-                q.named(q.failure_ratio(q.RANGE, "agent_id")),
+                q.named(q.enough(q.failure_ratio(q.RANGE, q.KEY), q.RANGE, q.KEY)),
                 in_colour(RATIO, unit="percentunit", decimals=1),
             ),
-            "p95": (q.named(q.quantile(0.95, q.RANGE, "agent_id")), SECONDS),
+            "In a row": (q.named(q.IN_A_ROW), in_colour(IN_A_ROW, decimals=0)),
+            "p95": (q.named(q.quantile(0.95, q.RANGE, q.KEY)), SECONDS),
             "Read": (q.named(q.READ), {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT}),
         },
         sort="State",
+        labels={"agent_name": "Agent", "cluster": "Cluster", "namespace": "Namespace", "job": "Job"},
     )
 
 
@@ -215,10 +242,9 @@ def fleet() -> list[Json]:
             "agents, and the 4 with the most errors in the time range. Dashed: "
             f"{q.BUDGET:.0%}, what the objective allows, and {q.FAILURE_LIMIT:.0%}.",
             over_time(q.failure_ratio(q.HOUR), "all agents"),
-            over_time(q.most_errors(q.failure_ratio(q.HOUR, "agent_id"), 4, "> 0"), "{{agent_name}}"),
+            over_time(q.most_errors(q.failure_ratio(q.HOUR, q.KEY), 4, "> 0"), "{{agent_name}}"),
             limits=RATIO,
             max=1,
-            color={"mode": "shades", "fixedColor": PURPLE},
             overrides=colours({"all agents": "text"}),
         ),
         durations(11, (16, 8, 8, 6)),
@@ -248,7 +274,7 @@ def agent_now() -> list[Json]:
             noValue="none yet",
         ),
         stat(
-            (3, "Last run started", "s", (9, 0, 3, 3)),
+            (3, "Last start", "s", (9, 0, 3, 3)),
             f"Since the newest run started; {longest}.",
             now(f"max({q.age(q.STARTED)})", "ago"),
             steps=NEUTRAL,
@@ -256,7 +282,7 @@ def agent_now() -> list[Json]:
             noValue="none yet",
         ),
         stat(
-            (4, "Oldest open run", "s", (12, 0, 3, 3)),
+            (4, "Open run age", "s", (12, 0, 3, 3)),
             "Age of the oldest run that is running or awaits a human; orange from "
             f"{q.WAITING_LONG // 3600} h.",
             now(f"max({q.age(q.OPEN)})", "ago"),
@@ -265,29 +291,74 @@ def agent_now() -> list[Json]:
             noValue="none",
         ),
         stat(
-            (5, "Failure ratio", "percentunit", (15, 0, 3, 3)),
+            (15, "Failed in a row", "short", (15, 0, 3, 3)),
+            "How many of the newest runs failed, one after the other; of several agents the most.",
+            now(f"max({q.IN_A_ROW})", "runs"),
+            steps=IN_A_ROW,
+            decimals=0,
+        ),
+        stat(
+            (5, "Failure ratio", "percentunit", (18, 0, 3, 3)),
             f"Errors among the runs that completed or failed in the time range; orange from {q.BUDGET:.0%}, "
-            f"what the objective allows, red from {q.FAILURE_LIMIT:.0%}.",
-            now(q.failure_ratio(q.RANGE), "errors"),
+            f"what the objective allows, red from {q.FAILURE_LIMIT:.0%}. Blue: of fewer than "
+            f"{q.MIN_RUNS} runs.",
+            *enough_or_few(q.failure_ratio(q.RANGE), "errors"),
             steps=RATIO,
             decimals=1,
             noValue="no runs",
+            overrides=FEW_RUNS,
         ),
         stat(
-            (6, "Error budget left", "percentunit", (18, 0, 3, 3)),
+            (6, "Budget left", "percentunit", (21, 0, 3, 3)),
             f"Share of the errors allowed by an objective of {q.OBJECTIVE:.0%} over the time range that is "
-            "left; below zero it is overspent.",
-            now(f"1 - ({q.failure_ratio(q.RANGE)}) / {q.BUDGET}", "left"),
-            steps=thresholds((None, RED), (0, ORANGE), (0.25, GREEN)),
+            f"left; 0 % when they are used up or overdrawn. Blue: of fewer than {q.MIN_RUNS} runs.",
+            *enough_or_few(f"clamp_min(1 - ({q.failure_ratio(q.RANGE)}) / {q.BUDGET}, 0)", "left"),
+            steps=thresholds((None, RED), (0.01, ORANGE), (0.25, GREEN)),
             decimals=0,
             noValue="no runs",
+            overrides=FEW_RUNS,
         ),
+    ]
+
+
+def enough_or_few(expr: str, legend: str) -> tuple[Json, Json]:
+    """A ratio over the time range under one of two names, so that one of few runs is not painted red."""
+    return now(q.enough(expr, q.RANGE), legend), now(q.few(expr, q.RANGE), "of few runs")
+
+
+def agent_counting(y: int) -> list[Json]:
+    """The last row: whether what is shown of the agent can be trusted."""
+    return [
         stat(
-            (7, "Read from the API", "none", (21, 0, 3, 3)),
+            (7, "Read from the API", "none", (0, y, 6, 3)),
             "Whether the last scrape read the agent, and all of its pages; of several agents the worst.",
             now(f"min({q.UP}) * (1 + max({q.BACKLOG})) or min({q.UP})", "read"),
             steps=NEUTRAL,
             mappings=READ_NAMES,
+        ),
+        stat(
+            (16, "Last read", "s", (6, y, 6, 3)),
+            "Since the last successful read; of several agents the oldest.",
+            now(f"max({q.age(q.LAST_READ)})", "ago"),
+            steps=READ_AGE,
+            decimals=0,
+            noValue="never",
+        ),
+        stat(
+            (17, "Runs missed", "short", (12, y, 6, 3)),
+            "Runs of the time range that are known to be missing in the counts; the runbook of "
+            "ModusRunsMissed has the reasons.",
+            now(f"round(sum({q.MISSED}))", "runs"),
+            steps=SOON,
+            decimals=0,
+        ),
+        stat(
+            (18, "Last compared", "s", (18, y, 6, 3)),
+            "Since the whole lookback was last compared with the list of runs; of several agents the oldest.",
+            now(f"max({q.age(q.LAST_RECONCILED)})", "ago"),
+            steps=COMPARED_AGE,
+            decimals=0,
+            noValue="never",
         ),
     ]
 
@@ -318,7 +389,7 @@ def status_history(key: int, at: At) -> Json:
 
 def duration_heatmap(key: int, at: At) -> Json:
     """The histogram of run durations over time."""
-    buckets = q.increase("modus_agent_run_duration_seconds_bucket", q.HOUR, "agent_id, le")
+    buckets = q.increase("modus_agent_run_duration_seconds_bucket", q.HOUR, "le")
     return panel(
         "heatmap",
         (key, "Run durations", "s", at),
@@ -361,7 +432,7 @@ def agent() -> list[Json]:
             {
                 "Oldest": (oldest, in_colour(WAITING_AGE, decimals=1)),
                 "Open": (
-                    f"{q.named(q.OPEN_COUNTS)} and on (agent_id, status) {oldest}",
+                    f"{q.named(q.OPEN_COUNTS)} and on ({q.KEY}, status) {oldest}",
                     {"unit": "short", "decimals": 0},
                 ),
             },
@@ -369,21 +440,19 @@ def agent() -> list[Json]:
             labels={"agent_name": "Agent", "status": "Status"},
             noValue="No run is known to be open",
         ),
-        duration_heatmap(10, (0, 9, 12, 6)),
-        durations(11, (12, 9, 12, 6)),
-        ended_runs(12, (0, 15, 8, 6)),
+        duration_heatmap(10, (0, 9, 12, 9)),  # high enough for a label per bucket
+        durations(11, (12, 9, 12, 9)),
+        ended_runs(12, (0, 18, 8, 6)),
         graph(
-            (13, "Ended runs by trigger", "short", (8, 15, 8, 6)),
+            (13, "Ended runs by trigger", "short", (8, 18, 8, 6)),
             "Runs that ended in the hour before each point, by what started them.",
-            over_time(
-                f"sum by (trigger_type) ({q.ended(q.HOUR, 'agent_id, trigger_type')})", "{{trigger_type}}"
-            ),
+            over_time(f"sum by (trigger_type) ({q.ended(q.HOUR, 'trigger_type')})", "{{trigger_type}}"),
             bars=True,
             decimals=0,
             overrides=colours(TRIGGER_COLOURS),
         ),
         graph(
-            (14, "Error budget burn rate", "x", (16, 15, 8, 6)),
+            (14, "Error budget burn rate", "x", (16, 18, 8, 6)),
             f"How many times faster than an objective of {q.OBJECTIVE:.0%} allows errors happen, over the "
             f"last hour and the last six. Dashed: {q.BURN_SLOW:g} (orange) and {q.BURN_FAST:g} (red, act "
             "now).",
@@ -394,6 +463,7 @@ def agent() -> list[Json]:
             decimals=0,
             overrides=colours({"1 h": "super-light-blue", "6 h": BLUE}),
         ),
+        *agent_counting(24),
     ]
 
 
@@ -402,27 +472,42 @@ def exporter_health(key: int, y: int) -> list[Json]:
     rate = f"rate(modus_api_requests_total{{{q.JOB}}}[$__rate_interval])"
     return [
         stat(
-            (key, "Scrapes complete", "none", (0, y, 6, 3)),
-            "Whether every exporter read all of its agents in the last scrape.",
-            now(f"min(modus_up{{{q.JOB}}})", "complete"),
+            (key + 6, "API answers", "none", (0, y, 4, 3)),
+            "Whether the API answered every exporter at all in the last scrape.",
+            now(f"min(modus_up{{{q.JOB}}})", "answers"),
             steps=NEUTRAL,
             mappings=YES_NO,
         ),
         stat(
-            (key + 1, "Agents not read", "short", (6, y, 6, 3)),
+            (key, "Scrapes complete", "none", (4, y, 4, 3)),
+            "Whether every exporter read all of its agents in the last scrape.",
+            now(f"min(modus_exporter_scrape_complete{{{q.JOB}}})", "complete"),
+            steps=NEUTRAL,
+            mappings=YES_NO,
+        ),
+        stat(
+            (key + 1, "Agents not read", "short", (8, y, 4, 3)),
             "Agents that no exporter could read in the last scrape.",
             now(q.count(q.NOT_READ)),
             steps=NONE_IS_FINE,
         ),
         stat(
-            (key + 2, "Backlog", "short", (12, y, 6, 3)),
+            (key + 2, "Backlog", "short", (12, y, 4, 3)),
             "Agents whose older pages are still to be read: their totals lag, no run is lost.",
             now(q.count(f"{q.BACKLOG} == 1")),
             steps=SOON,
         ),
         stat(
-            (key + 3, "Ledger writable", "none", (18, y, 6, 3)),
-            "Whether every exporter can write its state; while one cannot, it counts no run.",
+            (key + 7, "Runs missed", "short", (16, y, 4, 3)),
+            "Runs of the selected agents in the time range that are known to be missing in the counts.",
+            now(f"round(sum({q.MISSED}))", "runs"),
+            steps=SOON,
+            decimals=0,
+        ),
+        stat(
+            (key + 3, "Ledger writable", "none", (20, y, 4, 3)),
+            "Whether every exporter can write its state; one that cannot counts on in memory, and a restart "
+            "would set its counters back.",
             now(f"min(modus_exporter_ledger_up{{{q.JOB}}})", "writable"),
             steps=NEUTRAL,
             mappings=YES_NO,
@@ -434,7 +519,6 @@ def exporter_health(key: int, y: int) -> list[Json]:
             over_time(f"topk({q.TOP}, modus_exporter_scrape_duration_seconds{{{q.JOB}}})", "{{instance}}"),
             limits=thresholds((None, "transparent"), (q.SCRAPE_TIMEOUT, RED)),
             interval="1m",
-            color={"mode": "shades", "fixedColor": BLUE},
         ),
         graph(
             (key + 5, "API requests by code", "reqps", (12, y + 3, 12, 6)),
@@ -451,8 +535,8 @@ def exporters(key: int, at: At) -> Json:
     """The table with a row per exporter."""
     rows = 2 * q.TOP
 
-    def each(expr: str, labels: str = "instance") -> str:
-        return f"topk({rows}, max by ({labels}) ({expr}))"
+    def each(expr: str, also: str = "instance") -> str:
+        return f"topk({rows}, max by ({q.INSTALLATION}, {also}) ({expr}))"
 
     yes_no = {"mappings": YES_NO, "custom__cellOptions": COLOURED_TEXT}
     return table(
@@ -462,7 +546,7 @@ def exporters(key: int, at: At) -> Json:
             "Up": (each(f"up{{{q.JOB}}}"), yes_no),
             "Build": (
                 each(f"modus_exporter_build_info{{{q.JOB}}}", "instance, version"),
-                {"custom__hidden": True},
+                HIDDEN,
             ),
             "Agents": (each(f"modus_exporter_agents{{{q.JOB}}}"), {"decimals": 0}),
             "Config": (each(f"modus_exporter_config_last_reload_successful{{{q.JOB}}}"), yes_no),
@@ -486,12 +570,13 @@ def exporter() -> list[Json]:
     requests = f"rate(modus_api_requests_total{{{q.JOB}}}[$__rate_interval])"
     refused = f'rate(modus_api_requests_total{{{q.JOB},code="429"}}[$__rate_interval])'
     durations_of = f"rate(modus_api_request_duration_seconds_bucket{{{q.JOB}}}[15m])"
-    errors = q.increase("modus_agent_read_errors_total", q.HOUR, "agent_id, reason")
+    errors = q.increase("modus_agent_read_errors_total", q.HOUR, "reason")
+    oldest = q.top(q.age(q.LAST_READ))
     errors_in_range = q.increase("modus_agent_read_errors_total", q.RANGE)
     return [
         *exporter_health(1, 0),
         graph(
-            (7, "API latency", "s", (0, 9, 8, 6)),
+            (12, "API latency", "s", (0, 9, 8, 6)),
             "How long the API took to answer in the 15 minutes before each point: the 95th percentile per "
             "operation, and the median of all requests.",
             over_time(f"histogram_quantile(0.5, sum by (le) ({durations_of})) >= 0", "p50"),
@@ -509,7 +594,7 @@ def exporter() -> list[Json]:
             ),
         ),
         graph(
-            (8, "Rate limited", "percentunit", (8, 9, 8, 6)),
+            (13, "Rate limited", "percentunit", (8, 9, 8, 6)),
             "Share of the requests that the API refused with 429. Near 100 % nothing is read any more.",
             over_time(f"(sum({refused}) or 0 * sum({requests})) / (sum({requests}) > 0)", "refused"),
             interval="1m",
@@ -528,14 +613,16 @@ def exporter() -> list[Json]:
         exporters(10, (0, 15, 14, 6)),
         table(
             (11, "Oldest data", "s", (14, 15, 10, 6)),
-            "Since the last successful read of an agent, and its failed reads in the time range. "
-            f"The first {q.TOP}.",
+            "Since the last successful read of an agent, and since its whole lookback was compared with the "
+            f"list of runs; its failed reads and missed runs in the time range. The first {q.TOP}.",
             {
-                "Last read": (q.top(q.age(q.LAST_READ)), in_colour(READ_AGE, decimals=0)),
-                "Read errors": (
-                    f"{q.named(errors_in_range)} and on (agent_id) topk({q.TOP}, {q.age(q.LAST_READ)})",
-                    {"unit": "short", "decimals": 0},
+                "Last read": (oldest, in_colour(READ_AGE, decimals=0)),
+                "Read errors": (q.of(oldest, errors_in_range), {"unit": "short", "decimals": 0}),
+                "Last compared": (
+                    q.of(oldest, q.age(q.LAST_RECONCILED)),
+                    in_colour(COMPARED_AGE, decimals=0),
                 ),
+                "Missed": (q.of(oldest, q.MISSED), in_colour(SOON, unit="short", decimals=0)),
             },
             sort="Last read",
             noValue=NO_DATA,
@@ -593,7 +680,7 @@ def dashboard(name: str) -> Json:
         "refresh": "1m",
         "timezone": "browser",
         "time": {"from": "now-24h", "to": "now"},
-        "templating": {"list": variables()},
+        "templating": {"list": variables(all_agents=name != "agent")},
         "annotations": {"list": annotations()},
         "links": links,
         "panels": panels(),

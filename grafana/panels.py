@@ -14,11 +14,12 @@ NO_DATA = "No data: is Prometheus scraping modus-exporter?"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 AGENT_LINK = {
     "title": "Details of this agent",
-    "url": "/d/modus-agent/modus-agent?${datasource:queryparam}&${job:queryparam}"
-    "&var-agent=${__data.fields.agent_id}&${__url_time_range}",
+    "url": "/d/modus-agent/modus-agent?${datasource:queryparam}&${cluster:queryparam}"
+    "&${namespace:queryparam}&${job:queryparam}&var-agent=${__data.fields.agent_id}&${__url_time_range}",
 }
 COLOURED_CELL = {"type": "color-background", "mode": "basic"}
 COLOURED_TEXT = {"type": "color-text"}
+HIDDEN = {"custom__hidden": True, "custom__hideFrom": {"viz": True}}  # Grafana up to 12.1, and from 12.2 on
 
 
 def thresholds(*steps: tuple[float | None, str]) -> Json:
@@ -151,18 +152,22 @@ def table(
 ) -> Json:
     """A row per agent, or per set of `labels` (label: column title).
 
-    `columns` maps a column's title to its query and the settings of its cells. The column agent_id is
-    hidden but stays in the data: the link to the agent's dashboard takes it from there.
+    `columns` maps a column's title to its query and the settings of its cells. Labels without a title are
+    hidden but stay in the data: the link to the agent's dashboard takes agent_id from there, and rows of two
+    installations stay two. A label is text, whatever the unit: an id looks like a number.
     """
     labels = labels or {"agent_name": "Agent"}
+    hidden = [name for name in ("cluster", "namespace", "job", "agent_id") if name not in labels]
     queries = [{**now(expr), "format": "table"} for expr, _ in columns.values()]
     values = [f"Value #{ref}" for ref in "ABCDEFGHIJ"[: len(columns)]] if len(columns) > 1 else ["Value"]
     cells = [override(name, **settings) for name, (_, settings) in columns.items() if settings]
-    link = [override("agent_id", custom__hidden=True), override("Agent", links=[AGENT_LINK])]
+    cells += [override(title, unit="string") for title in labels.values() if title != "Agent"]
+    cells += [override(name, unit="string", **HIDDEN) for name in hidden]
+    link = [override("Agent", links=[AGENT_LINK], unit="string", custom__minWidth=120)]
     organize = {
         "excludeByName": {"Time": True},
         "renameByName": labels | dict(zip(values, columns, strict=True)),
-        "indexByName": {name: index for index, name in enumerate([*labels, *values, "agent_id"])},
+        "indexByName": {name: index for index, name in enumerate([*labels, *values, *hidden])},
     }
     settings: Json = {
         "thresholds": thresholds((None, BLUE)),
@@ -195,7 +200,10 @@ def collapsed_row(key: int, title: str, y: int, panels: list[Json]) -> Json:
     }
 
 
-def _variable(name: str, label: str, description: str, query: str, regex: str = "") -> Json:
+def _variable(
+    name: str, label: str, description: str, query: str, regex: str = "", all_value: str = ".+"
+) -> Json:
+    """A choice of several, All at first; with `all_value` empty one must be chosen, the first at first."""
     return {
         "type": "query",
         "name": name,
@@ -208,16 +216,19 @@ def _variable(name: str, label: str, description: str, query: str, regex: str = 
         "refresh": 2,  # when the time range changes
         "sort": 5,  # by text, ignoring case
         "multi": True,
-        "includeAll": True,
-        "allValue": ".+",
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+        "includeAll": bool(all_value),
+        "allValue": all_value or None,
+        "current": {"selected": True, "text": ["All"], "value": ["$__all"]} if all_value else {},
         "options": [],
         "hide": 0,
     }
 
 
-def variables() -> list[Json]:
-    """Data source, then job, then agent: its value is the id, its text the name."""
+def variables(all_agents: bool) -> list[Json]:
+    """Data source, then cluster, namespace and job, then agent: its value is the id, its text the name.
+
+    Clusters and namespaces are those of a Prometheus that has such labels; `.*` also finds what has none.
+    """
     datasource = {
         "type": "datasource",
         "name": "datasource",
@@ -232,13 +243,27 @@ def variables() -> list[Json]:
         "multi": False,
         "includeAll": False,
     }
-    agents = f"query_result(max by (agent_id, agent_name) (modus_agent_up{{{JOB}}}))"
+    cluster, namespace = 'cluster=~"$cluster"', 'namespace=~"$namespace"'
+    agents = f"query_result(max by (agent_id, agent_name) (modus_agent_info{{{JOB}}}))"
     # Grafana writes a result as {agent_id="1",agent_name="A "name""} 1 1700000000000: quotes are not escaped.
     id_and_name = r'/^\{agent_id="(?<value>[^"]*)",agent_name="(?<text>[\s\S]*)"\} [^"}]*$/'
     return [
         datasource,
-        _variable("job", "Job", "Scrape jobs of modus-exporter", "label_values(modus_up, job)"),
-        _variable("agent", "Agent", "Agents by name", agents, id_and_name),
+        _variable("cluster", "Cluster", "Clusters", "label_values(modus_up, cluster)", all_value=".*"),
+        _variable(
+            "namespace",
+            "Namespace",
+            "Namespaces of the clusters",
+            f"label_values(modus_up{{{cluster}}}, namespace)",
+            all_value=".*",
+        ),
+        _variable(
+            "job",
+            "Job",
+            "Scrape jobs of modus-exporter",
+            f"label_values(modus_up{{{cluster},{namespace}}}, job)",
+        ),
+        _variable("agent", "Agent", "Agents by name", agents, id_and_name, ".+" if all_agents else ""),
     ]
 
 

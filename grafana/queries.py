@@ -1,64 +1,66 @@
 """PromQL of the dashboards: what is failing, stuck, waiting and silent, and the sums behind the graphs.
 
 Raw metrics only, so that the dashboards work without the recording rules; definitions are those of
-prometheus/rules/modus.yml, limits are read from there. Three habits keep the numbers true:
+prometheus/modus.template.yml, limits those of prometheus/settings.yaml. Four habits keep the numbers true:
 
+- Agent 42 of two installations is two agents: everything goes by cluster, namespace, job and agent_id.
 - Replicas of the exporter show the same agents: the largest instance counts, never the sum of them.
-- A rename starts new series: everything goes by `agent_id`, and the current name is joined at the end.
+- Names are in `modus_agent_info` alone and are joined at the end, one per agent: a rename breaks nothing.
 - Runs are sparse: windows are an hour or the dashboard's time range, never the step between two points.
 """
 
-import math
-import re
 from pathlib import Path
 
 import yaml
 
 _PROMETHEUS = Path(__file__).parent.parent / "prometheus"
 _CONFIG = yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
-_GROUPS = yaml.safe_load((_PROMETHEUS / "rules" / "modus.yml").read_text(encoding="utf-8"))["groups"]
-_RECORDS = [rule for group in _GROUPS for rule in group["rules"] if "record" in rule]
-_BURN = [rule["labels"]["factor"] for rule in _RECORDS if rule["record"] == "modus:burn_threshold:ratio"]
+_LIMITS = yaml.safe_load((_PROMETHEUS / "settings.yaml").read_text(encoding="utf-8"))
 
-
-def setting(record: str) -> float:
-    """A constant of the rules: of `vector(4 * 3600)` 14400."""
-    [expr] = [rule["expr"] for rule in _RECORDS if rule["record"] == record]
-    factors = re.fullmatch(r"vector\((.+)\)", expr)[1].split("*")
-    return math.prod(yaml.safe_load(factor) for factor in factors)
-
-
-STUCK = setting("modus:stuck_after:seconds")  # a run that has been running for longer is stuck
-WAITING_LONG = setting("modus:waiting_after:seconds")  # a run that has been waiting for longer is orange
-OBJECTIVE = setting("modus:objective:ratio")  # share of runs that should succeed
-FAILURE_LIMIT = setting("modus:failure_limit:ratio")  # from here red; orange from what the objective allows
-BURN_SLOW, BURN_FAST = sorted(map(yaml.safe_load, _BURN))[-2:]  # failure ratio over what the objective allows
+STUCK = _LIMITS["stuck_after_seconds"]  # a run that has been running for longer is stuck
+WAITING_LONG = _LIMITS["waiting_after_seconds"]  # a run that has been waiting for longer is orange
+FAILING_AFTER = _LIMITS["failing_after_seconds"]  # an agent that succeeded since is not failing
+OBJECTIVE = _LIMITS["objective_ratio"]  # share of runs that should succeed
+FAILURE_LIMIT = _LIMITS["failure_limit_ratio"]  # from here red; orange from what the objective allows
+RECONCILE_OVERDUE = _LIMITS["reconcile_overdue_seconds"]  # not compared with the list for longer: orange
+MIN_RUNS = _LIMITS["min_runs"]  # no ratio of fewer runs is coloured
+BURN_SLOW, BURN_FAST = 6, 14.4  # failure ratio over what the objective allows: two of the rules' factors
 STALE, VERY_STALE = 300, 900  # seconds since an agent was read
 SCRAPE_TIMEOUT = int(_CONFIG["global"]["scrape_timeout"].removesuffix("s"))  # seconds
 TOP = 10  # agents that one panel draws, however many are selected
 
 BUDGET = round(1 - OBJECTIVE, 6)
-JOB = 'job=~"$job"'
+INSTALLATION = "cluster, namespace, job"
+KEY = f"{INSTALLATION}, agent_id"  # what an agent is known by
+JOB = 'cluster=~"$cluster",namespace=~"$namespace",job=~"$job"'
 AGENT = f'{JOB},agent_id=~"$agent"'
 HOUR, RANGE = "1h", "$__range"
 JUDGED = 'status=~"completed|error"'  # somebody's decision to cancel is no failure, and no success
 ERROR = 'status="error"'
 
 
-def gauge(metric: str, match: str = "", by: str = "agent_id", pick: str = "max") -> str:
-    """One value per agent, whatever the number of exporters that show it."""
-    return f"{pick} by ({by}) ({metric}{{{','.join(filter(None, (AGENT, match)))}}})"
+def _selector(metric: str, match: str = "") -> str:
+    return f"{metric}{{{','.join(filter(None, (AGENT, match)))}}}"
 
 
-def increase(metric: str, window: str, by: str = "agent_id", match: str = "", at: str = "") -> str:
-    """The growth of a counter per agent: its old and new names are added up, replicas are not."""
-    selector = f"{metric}{{{','.join(filter(None, (AGENT, match)))}}}[{window}]{at}"
-    return f"max by ({by}) (sum by (job, instance, {by}) (increase({selector})))"
+def _key(also: str) -> str:
+    return ", ".join(filter(None, (KEY, also)))
 
 
-def ended(window: str, by: str = "agent_id", match: str = "", at: str = "") -> str:
+def gauge(metric: str, match: str = "", also: str = "", pick: str = "max") -> str:
+    """One value per agent, and per label `also`, whatever the number of exporters that show it."""
+    return f"{pick} by ({_key(also)}) ({_selector(metric, match)})"
+
+
+def increase(metric: str, window: str, also: str = "", match: str = "", at: str = "") -> str:
+    """The growth of a counter per agent, and per label `also`: that of the exporter with the largest."""
+    grown = f"increase({_selector(metric, match)}[{window}]{at})"
+    return f"max by ({_key(also)}) (sum by ({_key(also)}, instance) ({grown}))"
+
+
+def ended(window: str, also: str = "", match: str = "", at: str = "") -> str:
     """Ended runs per agent."""
-    return increase("modus_agent_runs_finished_total", window, by, match, at)
+    return increase("modus_agent_runs_finished_total", window, also, match, at)
 
 
 def failure_ratio(window: str, by: str = "") -> str:
@@ -67,9 +69,24 @@ def failure_ratio(window: str, by: str = "") -> str:
     return f"{total} ({ended(window, match=ERROR)}) / ({total} ({ended(window, match=JUDGED)}) > 0)"
 
 
+def enough(expr: str, window: str, by: str = "") -> str:
+    """The ratio where it is one of at least MIN_RUNS runs."""
+    return f"{expr} and {_judged(window, by)} >= {MIN_RUNS}"
+
+
+def few(expr: str, window: str) -> str:
+    """The ratio where it is one of fewer runs: nothing to be alarmed about."""
+    return f"{expr} unless {_judged(window)} >= {MIN_RUNS}"
+
+
+def _judged(window: str, by: str = "") -> str:
+    total = f"sum by ({by})" if by else "sum"
+    return f"round({total} ({ended(window, match=JUDGED)}))"
+
+
 def quantile(q: float, window: str, by: str = "") -> str:
     """Seconds that a share `q` of the completed runs stayed below; absent where there were none."""
-    buckets = increase("modus_agent_run_duration_seconds_bucket", window, "agent_id, le")
+    buckets = increase("modus_agent_run_duration_seconds_bucket", window, "le")
     return f"histogram_quantile({q}, sum by ({', '.join(filter(None, (by, 'le')))}) ({buckets})) >= 0"
 
 
@@ -78,10 +95,10 @@ def age(timestamp: str) -> str:
     return f"clamp_min(time() - {timestamp}, 0)"
 
 
-def named(expr: str) -> str:
-    """The vector, by agent_id, with each agent's current name."""
-    names = f"max by (agent_id, agent_name) (modus_agent_up{{{AGENT}}} >= bool 0)"
-    return f"({expr}) * on (agent_id) group_left (agent_name) topk by (agent_id) (1, {names})"
+def named(expr: str, at: str = "") -> str:
+    """The vector, by KEY, with each agent's name; ` @ end()` for the last name at every point."""
+    names = f"max by ({KEY}, agent_name) ({_selector('modus_agent_info')}{at})"
+    return f"({expr}) * on ({KEY}) group_left (agent_name) topk by ({KEY}) (1, {names})"
 
 
 def top(expr: str, by: str = "", agents: int = TOP) -> str:
@@ -89,10 +106,15 @@ def top(expr: str, by: str = "", agents: int = TOP) -> str:
     return f"topk{f' by ({by})' if by else ''} ({agents}, {named(expr)})"
 
 
+def of(shown: str, expr: str) -> str:
+    """The vector with names, of the agents that are `shown` (a limited query) only."""
+    return f"{named(expr)} and on ({KEY}) {shown}"
+
+
 def most_errors(expr: str, count: int = TOP, least: str = ">= 0") -> str:
     """The vector of the agents with the most errors in the time range: the same ones at every point."""
     errors = ended(RANGE, match=ERROR, at=" @ end()")
-    return named(f"({expr}) and on (agent_id) topk({count}, {errors} {least})")
+    return named(f"({expr}) and on ({KEY}) topk({count}, {errors} {least})", " @ end()")
 
 
 def count(expr: str) -> str:
@@ -103,33 +125,40 @@ def count(expr: str) -> str:
 _OPEN = "modus_agent_oldest_open_run_start_timestamp_seconds"
 _END = "modus_agent_last_run_end_timestamp_seconds"
 UP = gauge("modus_agent_up")
+ENABLED = gauge("modus_agent_enabled")
 BACKLOG = gauge("modus_agent_backlog")
 LAST_READ = gauge("modus_agent_last_read_timestamp_seconds")
+LAST_RECONCILED = gauge("modus_agent_last_reconciled_timestamp_seconds")
 STARTED = gauge("modus_agent_last_run_start_timestamp_seconds")
 SUCCEEDED = gauge(_END, 'status="completed"')
 FAILED = gauge(_END, ERROR)
+IN_A_ROW = gauge("modus_agent_consecutive_failures")
+MISSED = increase("modus_agent_runs_missed_total", RANGE)
 OPEN = gauge(_OPEN, pick="min")
-OPEN_BY_STATUS = gauge(_OPEN, by="agent_id, status", pick="min")
-OPEN_COUNTS = gauge("modus_agent_runs", 'status=~"running|awaiting_human"', by="agent_id, status")
+OPEN_BY_STATUS = gauge(_OPEN, also="status", pick="min")
+OPEN_COUNTS = gauge("modus_agent_runs", 'status=~"running|awaiting_human"', also="status")
 NOT_READ = f"{UP} == 0"
 
-FAILING = f"{FAILED} unless {SUCCEEDED} >= {FAILED}"
+# As the alert ModusAgentLastRunFailed: an agent that succeeded lately is left to the failure ratio.
+FAILING = f"{FAILED} unless {SUCCEEDED} >= {FAILED} unless time() - {SUCCEEDED} <= {FAILING_AFTER}"
 NO_SUCCESS_FOR = f"{age(SUCCEEDED)} and ({FAILING}) or 0 * ({FAILING}) - 1"  # -1: never succeeded
 RUNNING = age(gauge(_OPEN, 'status="running"', pick="min"))
 IS_STUCK = f"{RUNNING} > {STUCK}"
 WAITING = age(gauge(_OPEN, 'status="awaiting_human"', pick="min"))
-# Up to the last read, not up to now: an agent that cannot be read is not silent.
+# Up to the last read, not up to now: one that cannot be read is not silent, nor one that is switched off.
 EXPECTED = gauge("modus_agent_expected_interval_seconds")
-SILENT = f"clamp_min({LAST_READ} - {STARTED}, 0) > {EXPECTED}"
+OFF = f"{ENABLED} == 0"
+SILENT = f"clamp_min({LAST_READ} - {STARTED}, 0) > {EXPECTED} unless {OFF}"
 
 # The worst that applies is an agent's state: code, name, colour, query.
 STATES = (
-    (7, "Failing", "red", FAILING),
-    (6, "Stuck", "red", IS_STUCK),
-    (5, "Silent", "orange", SILENT),
-    (4, "Not readable", "#8e8e8e", NOT_READ),
-    (3, "Waiting long", "orange", f"{WAITING} > {WAITING_LONG}"),
-    (2, "Waiting", "blue", WAITING),
+    (8, "Failing", "red", FAILING),
+    (7, "Stuck", "red", IS_STUCK),
+    (6, "Silent", "orange", SILENT),
+    (5, "Not readable", "#8e8e8e", NOT_READ),
+    (4, "Waiting long", "orange", f"{WAITING} > {WAITING_LONG}"),
+    (3, "Waiting", "blue", WAITING),
+    (2, "Switched off", "#8e8e8e", OFF),
     (1, "No runs yet", "#8e8e8e", f"{UP} unless {STARTED}"),
     (0, "OK", "green", UP),
 )

@@ -36,12 +36,21 @@ def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield panel
 
 
-def substitute(text: str, *, agent: str = ALL, job: str = ALL, time_range: str = "1h") -> str:
+def substitute(
+    text: str,
+    *,
+    agent: str = ALL,
+    job: str = ALL,
+    cluster: str = ".*",
+    namespace: str = ".*",
+    time_range: str = "1h",
+) -> str:
     """The text with Grafana's variables replaced; several agents are `(101|102)`, as Grafana writes them.
 
     `time_range` is the length of the dashboard's time range as a Prometheus duration.
     """
-    values = {"agent": agent, "job": job, "__range": time_range, "__rate_interval": "2m"}
+    values = {"agent": agent, "job": job, "cluster": cluster, "namespace": namespace}
+    values |= {"__range": time_range, "__rate_interval": "2m"}
     return re.sub(r"\$\{?(\w+)\}?", lambda match: values[match[1]], text)
 
 

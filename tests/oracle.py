@@ -1,4 +1,4 @@
-"""The exposition as prometheus_client writes it: what `exporter.metrics.expose` must equal byte for byte."""
+"""The exposition as prometheus_client writes it: what the exporter's own must equal byte for byte."""
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -10,10 +10,10 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar as SampleExemplar
 from prometheus_client.utils import floatToGoString
 
-from exporter.metrics.table import TABLE, Distribution, Point, Row, Snapshot, expose
-from exporter.modus.model import Exemplar, printable
-
-END = b"# EOF\n"  # after the metrics of the process, which come last
+from exporter.histogram import Exemplar, Histogram
+from exporter.metrics.exposition import families, write
+from exporter.metrics.table import TABLE, Point, Row, Snapshot
+from exporter.modus.model import printable
 
 
 class Given(Collector):
@@ -31,46 +31,44 @@ def rendered(families: Iterable[Metric], openmetrics: bool) -> bytes:
 
 
 def exposed(snapshot: Snapshot, openmetrics: bool) -> bytes:
-    """What the exporter writes of a snapshot, with the end mark."""
-    return b"".join(expose(snapshot, openmetrics)) + (END if openmetrics else b"")
+    """What the exporter writes of a snapshot."""
+    return b"".join(write(families(snapshot), openmetrics))
 
 
 def expected(snapshot: Snapshot, openmetrics: bool) -> bytes:
-    """What the library writes of it; the text format without `_created`, which it has no place for."""
-    families = []
+    """What the library writes of it; `_created` in OpenMetrics only, and only when it is to be shown."""
+    shown = []
     for row in TABLE:
         metric = Metric(row.name.removesuffix("_total"), row.help, row.kind)
         for agent in snapshot.agents if row.per_agent else ():
             for point in row.per_agent(agent):
-                add(metric, row, (str(agent.id), agent.name, *point.labels), point, snapshot.bounds)
+                add(metric, row, (str(agent.id), *point.labels), point, snapshot.bounds)
         for point in row.overall(snapshot) if row.overall else ():
             add(metric, row, point.labels, point, snapshot.request_bounds)
-        if not openmetrics:
+        if not (openmetrics and snapshot.show_created):
             metric.samples = [s for s in metric.samples if s.name != f"{metric.name}_created"]
         if metric.samples:
-            families.append(metric)
-    return rendered(families, openmetrics)
+            shown.append(metric)
+    return rendered(shown, openmetrics)
 
 
 def add(metric: Metric, row: Row, values: Sequence[str], point: Point, bounds: Sequence[float]) -> None:
     labels = dict(zip(row.all_labels, map(printable, values), strict=True))
-    created = point.created
-    if isinstance(point.value, Distribution):
-        distribution, created = point.value, point.value.created
-        cumulative = list(accumulate(distribution.buckets))
-        exemplars = distribution.exemplars or [None] * len(cumulative)
+    if isinstance(point.value, Histogram):
+        cumulative = list(accumulate(point.value.buckets))
+        exemplars = point.value.exemplars or [None] * len(cumulative)
         for bound, count, newest in zip((*bounds, float("inf")), cumulative, exemplars, strict=True):
             le = {**labels, "le": floatToGoString(bound)}
             metric.add_sample(f"{metric.name}_bucket", le, float(count), exemplar=exemplar(newest))
         metric.add_sample(f"{metric.name}_count", labels, float(cumulative[-1]))
-        metric.add_sample(f"{metric.name}_sum", labels, distribution.sum)
+        metric.add_sample(f"{metric.name}_sum", labels, point.value.sum)
     else:
         metric.add_sample(row.name, labels, float(point.value))
-    if created is not None:
-        metric.add_sample(f"{metric.name}_created", labels, created)
+    if point.created is not None:
+        metric.add_sample(f"{metric.name}_created", labels, point.created)
 
 
 def exemplar(newest: Exemplar | None) -> SampleExemplar | None:
     if newest is None or len("run_id" + newest.run_id) > 128:
         return None
-    return SampleExemplar({"run_id": printable(newest.run_id)}, newest.duration, newest.end)
+    return SampleExemplar({"run_id": printable(newest.run_id)}, newest.value, newest.at)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
-
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector, Settings
 from exporter.metrics.table import AgentSnapshot
-from exporter.modus.discovery import Target
-from exporter.modus.model import AgentsPage, ApiError, Run, RunsPage
+from exporter.modus import decode
+from exporter.modus.discovery import Selection, Target
+from exporter.modus.errors import ApiError
+from exporter.modus.model import AgentsPage, Run, RunsPage
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 
@@ -42,7 +42,7 @@ class DirectApi:
         self.modus = modus
         self.before: Callable[[], None] = lambda: None  # called before every request; may raise
 
-    def runs(self, agent_id: int, *, deadline: float, **query: Any) -> RunsPage:
+    def runs(self, agent_id: int, *, deadline: object, **query: Any) -> RunsPage:
         names = {
             "page_size": "pageSize",
             "page_token": "pageToken",
@@ -51,17 +51,17 @@ class DirectApi:
             "timeframe": "timeframe",
         }
         sent = {names[name]: str(value) for name, value in query.items() if value is not None}
-        body = self._get(f"/api/v1/agents/{agent_id}/runs", sent)
-        runs = msgspec.convert(body["runs"], list[Run])
-        return RunsPage(runs, body["counts"], body.get("nextPageToken"), self.modus.clock())
+        page = decode.runs_page(self._get(f"/api/v1/agents/{agent_id}/runs", sent), query["page_size"])
+        now = self.modus.clock()
+        return RunsPage(page.runs, page.counts, page.next_page_token, now, malformed=page.malformed)
 
-    def run(self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: float) -> Run:
+    def run(self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: object) -> Run:
         query = {"temporalRunId": temporal_run_id} if temporal_run_id else {}
-        return msgspec.convert(self._get(f"/api/v1/agents/{agent_id}/runs/{workflow_id}", query), Run)
+        return decode.one_run(self._get(f"/api/v1/agents/{agent_id}/runs/{workflow_id}", query))
 
-    def agents(self, *, deadline: float, page_token: str | None = None) -> AgentsPage:
+    def agents(self, *, deadline: object, page_token: str | None = None) -> AgentsPage:
         query = {"pageToken": page_token} if page_token else {}
-        return msgspec.convert(self._get("/api/v1/agents", query), AgentsPage)
+        return decode.agents_page(self._get("/api/v1/agents", query), 100)
 
     def stats(self) -> Any:
         return SimpleNamespace(requests={}, durations={})
@@ -69,29 +69,30 @@ class DirectApi:
     def close(self) -> None:
         pass
 
-    def _get(self, path: str, query: dict[str, str]) -> Any:
+    def _get(self, path: str, query: dict[str, str]) -> bytes:
         self.before()
         answer = self.modus.answer("GET", path, query, {"Authorization": "Bearer demo"})
-        body = json.loads(answer.body)
+        assert isinstance(answer.body, bytes)
         if answer.status != 200:
+            message = json.loads(answer.body)["error"]["message"]
             reasons = {400: "bad_response", 404: "not_found"}
             reason = reasons.get(answer.status, "server_error")
-            raise ApiError(reason, body["error"]["message"], status=answer.status)
-        return body
+            raise ApiError(reason, message, status=answer.status)
+        return answer.body
 
 
 def settings(*agent_ids: int, **limits: Any) -> Settings:
     """Settings for these agents; one request at a time, so that requests come in one order."""
     chosen = {"page_size": 100, "max_pages": 20, "lookback": DAY} | limits
     return Settings(
-        targets=[Target(agent_id) for agent_id in agent_ids],
-        discovery=None,
+        selection=Selection([Target(agent_id) for agent_id in agent_ids]),
         limits=Limits(**chosen),
         concurrency=1,
         timeout_offset=0.5,
         default_timeout=60.0,
         min_interval=0.0,
         request_bounds=(),
+        reconcile_interval=0.0,
     )
 
 
@@ -107,7 +108,7 @@ class Exporter:
     ) -> None:
         self.api = DirectApi(modus)
         self.ledger = Ledger(
-            path, BOUNDS, lookback=chosen.limits.lookback, shard=chosen.shard, clock=modus.clock
+            path, BOUNDS, lookback=chosen.limits.lookback, shard=chosen.selection.shard, clock=modus.clock
         )
         self.collector = RunsCollector(
             self.api,  # type: ignore[arg-type]

@@ -139,7 +139,7 @@ class Watched:
         if took > TIMEOUT + SPARE:
             own = scrape.value("modus_exporter_scrape_duration_seconds")
             self.problems.append(f"answered after {took:.2f} s, of which the exporter names {own:.2f}")
-        self.failed += scrape.value("modus_up") == 0
+        self.failed += scrape.value("modus_exporter_scrape_complete") == 0
         for sample in scrape.samples:
             if not sample.name.startswith(("modus_agent_runs_finished_total", "modus_agent_run_duration")):
                 continue
@@ -268,7 +268,8 @@ def soak(minutes: float, seed: int, directory: Path) -> int:
 def _is_complete(watched: Watched) -> bool:
     scrape = watched.running.scrape()
     backlog = scrape.value("modus_agent_backlog")
-    return scrape.value("modus_up") == 1 and backlog == 0 and scrape.value("modus_exporter_ledger_up") == 1
+    whole = scrape.value("modus_exporter_scrape_complete")
+    return whole == 1 and backlog == 0 and scrape.value("modus_exporter_ledger_up") == 1
 
 
 def _is_finished(key: tuple[str, ...], agent_id: int) -> bool:

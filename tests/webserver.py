@@ -2,14 +2,20 @@
 
 import contextlib
 import http.client
+import select
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from exporter.web.listeners import listen
 from exporter.web.pages import application
-from exporter.web.server import Server, listen
+from exporter.web.places import Places
+from exporter.web.reload import Reloads
+from exporter.web.server import Server
 from exporter.web.webconfig import WebConfigFile
 from tests.oracle import rendered
 
@@ -43,12 +49,19 @@ class Site:
     port: int
     reloads: list[int] = field(default_factory=list)  # one entry per reload
 
-    def get(self, path, method="GET", tls=None, body=None, **headers) -> http.client.HTTPResponse:
+    def connect(self, source="127.0.0.1") -> socket.socket:
+        """A connection from a loopback address."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20, source_address=(source, 0))
+
+    def get(
+        self, path, method="GET", tls=None, body=None, source="127.0.0.1", **headers
+    ) -> http.client.HTTPResponse:
         """One request on a connection of its own; the body is in `.data`."""
+        options = {"timeout": 20, "source_address": (source, 0)}
         connection = (
-            http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=tls)
+            http.client.HTTPSConnection("127.0.0.1", self.port, context=tls, **options)
             if tls
-            else http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+            else http.client.HTTPConnection("127.0.0.1", self.port, **options)
         )
         with contextlib.closing(connection):
             names = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -61,33 +74,87 @@ class Site:
 @contextlib.contextmanager
 def running(
     scrape=lambda timeout, openmetrics: [exposition(openmetrics)],
-    ready=lambda: True,
     failure=None,
     config=None,
     path="/metrics",
     lifecycle=False,
+    web_config=None,
+    **options,
 ) -> Iterator[Site]:
-    async def reload():
+    def reload():
         site.reloads.append(1)
-        return failure
+        if failure:
+            raise ValueError(failure)
 
-    web_config = WebConfigFile(str(config) if config else None)
-    app = application(
+    web_config = web_config or WebConfigFile(str(config) if config else None)
+    reloads, places = Reloads(reload), Places()
+    handler = application(
         scrape=scrape,
-        ready=ready,
-        reload=reload,
+        reloads=reloads,
+        places=places,
         telemetry_path=path,
         enable_lifecycle=lifecycle,
         web_config=web_config,
+        **options,
     )
     listener = listen("127.0.0.1:0")
-    site = Site(StartedServer(app, web_config, reload), listener.getsockname()[1])
-    thread = threading.Thread(target=site.server.run, kwargs={"sockets": [listener]})
+    site = Site(Server(handler, web_config, reloads, places), listener.getsockname()[1])
+    thread = threading.Thread(target=site.server.run, args=[[listener]])
     thread.start()
     try:
-        assert site.server.begun.wait(20)
         yield site
     finally:
-        site.server.should_exit = True
+        site.server.stop()
         thread.join(20)
         assert not thread.is_alive()
+
+
+def awaited(condition, seconds=10):
+    """Wait until the condition holds; the bound only keeps a failing test from hanging."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come about"
+        time.sleep(0.01)
+
+
+def closed_by_peer(sock, seconds=10):
+    """Whether the other side ends the connection."""
+    sock.settimeout(seconds)
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def was_dropped(sock):
+    """Whether the other side has reset the connection; what it sent is left unread."""
+    poll = select.poll()
+    poll.register(sock, 0)  # errors and hang-ups are told in any case
+    return bool(poll.poll(0))
+
+
+def exchange(port, data, seconds=10, host="127.0.0.1"):
+    """Send raw bytes and return all that is answered."""
+    with socket.create_connection((host, port), timeout=seconds) as sock:
+        sock.sendall(data)
+        answer = b""
+        while chunk := sock.recv(65536):
+            answer += chunk
+        return answer
+
+
+def slow_reader(port, tls=None, source="127.0.0.1"):
+    """A client that has asked for the metrics and taken a first few bytes."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.bind((source, 0))
+    sock.connect(("127.0.0.1", port))
+    if tls:
+        sock = tls.wrap_socket(sock, server_hostname="127.0.0.1")
+    sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    sock.recv(100)
+    return sock

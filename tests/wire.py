@@ -119,8 +119,12 @@ def response(body: object = b"", status: int = 200, **headers: str) -> bytes:
 
 def failure(status: int, message: str = "No.", request_id: str = "req_1", **headers: str) -> bytes:
     """The API's error envelope."""
-    error = {"code": "ANY", "status": "ANY", "message": message, "requestId": request_id}
-    return response({"error": error}, status, **headers)
+    return response(envelope(message, request_id), status, **headers)
+
+
+def envelope(message: str = "No.", request_id: str = "req_1") -> dict[str, object]:
+    """What the API answers when it refuses."""
+    return {"error": {"code": "ANY", "status": "ANY", "message": message, "requestId": request_id}}
 
 
 def page(*runs: dict[str, object], following: str | None = None, **counts: int) -> dict[str, object]:
@@ -145,3 +149,18 @@ def run(name: str = "wf-1:r1", **fields: object) -> dict[str, object]:
         "durationMs": 20500,
         **fields,
     }
+
+
+def counted(client) -> dict[tuple[str, str], int]:
+    """How often what was asked: what is new is shown at 0 first."""
+    client.stats()
+    return client.stats().requests
+
+
+def forget_environment(monkeypatch) -> None:
+    """No proxy and no CA bundle of the environment that the tests run in."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,35 +1,41 @@
-"""One scrape: all agents side by side, within one deadline, each answer counted by the ledger."""
+"""The collector: one scrape in flight for all who ask meanwhile, each of whom has a deadline of its own."""
 
-import itertools
 import logging
-import os
-import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from exporter import __version__
-from exporter.metrics.table import AgentSnapshot, Snapshot
-from exporter.modus.discovery import Discovery, Target
-from exporter.modus.model import OPEN_STATUSES, Agent, AgentsPage, ApiError, Cursor, Totals, label, shard_of
-from exporter.runs.reader import AgentReader, Known, Limits, Reading, SingleRunRoute
+from exporter.deadline import Deadline
+from exporter.log import fields
+from exporter.metrics.exposition import describe, families
+from exporter.metrics.readerrors import ReadErrors
+from exporter.metrics.snapshot import agent_snapshot
+from exporter.metrics.table import Snapshot
+from exporter.modus.discovery import Selection, Target
+from exporter.modus.errors import ApiError
+from exporter.runs.reader import AgentReader, Limits
+from exporter.runs.scrape import STRAGGLER, Means, Scrape
+from exporter.runs.targets import Targets
+from exporter.runs.threads import Committer, KeptThreads, any_cpu
 
 if TYPE_CHECKING:  # both are handed in
     from exporter.modus.client import ModusClient
     from exporter.runs.ledger import Ledger
 
-MAX_LINES = 10  # log lines about agents that changed their state in one scrape
-SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
-STRAGGLER = 0.25  # seconds past the deadline after which nobody waits for a request any more
+MAX_TIMEOUT = 300.0  # seconds a scrape may take, whatever a scraper says
 SAME_CLOCK = 2.0  # seconds: the API tells its time in whole ones, so that readings of one skew differ
+AGENT_TAIL = 0.0002  # seconds that an agent costs behind the reading, until that was measured
+TICK = 0.5  # seconds after which who waits looks again how much is to be kept free
+SHORTEST = 1.0  # seconds that a scraper must allow for what it misses to count as missed
+SPARE = 1.5  # times what was measured that is kept free
+RECONCILED = 20  # one agent in so many, at most, has a page of its lookback compared in a scrape
 
 log = logging.getLogger("exporter.metrics.collector")
 
@@ -38,30 +44,22 @@ log = logging.getLogger("exporter.metrics.collector")
 class Settings:
     """What a reload may change; times in seconds."""
 
-    targets: Sequence[Target]
-    discovery: Discovery | None
+    selection: Selection
     limits: Limits
     concurrency: int
     timeout_offset: float
     default_timeout: float
     min_interval: float
     request_bounds: Sequence[float]
-    shard: tuple[int, int] = (0, 1)  # index, total
-
-    def choose(self, found: Sequence[Agent]) -> list[Target]:
-        """The configured agents and those found, each once, as far as they are this shard's."""
-        targets = {target.id: target for target in self.targets}
-        for agent in found:
-            interval = targets[agent.id].expected_interval if agent.id in targets else None
-            targets[agent.id] = Target(agent.id, agent.name, agent.type, interval)
-        index, total = self.shard
-        return [targets[id_] for id_ in sorted(targets) if shard_of(id_, total) == index]
+    reconcile_interval: float = 3600.0  # 0: never
+    show_created: bool = False
 
 
-class RunsCollector:
-    """Reads all agents at every scrape and keeps what a scrape needs of the one before.
+class RunsCollector(Collector):
+    """Reads all agents when it is collected; `within` gives a collector bound to one caller's time.
 
-    `reload_state` tells whether the last load of the configuration succeeded and when one last did.
+    It can be registered in any registry of prometheus_client: registering reads nothing. `reload_state` tells
+    whether the last load of the configuration succeeded and when one last did.
     """
 
     def __init__(
@@ -79,41 +77,56 @@ class RunsCollector:
         self._clock = clock
         self._monotonic = monotonic
         self._created = clock()
-        self._errors: dict[int, Counter[str]] = {}
-        self._failing: dict[int, str] = {}
-        self._lock = threading.Lock()  # guards the pass that concurrent scrapes share
-        self._pass: Future[Snapshot] | None = None
-        self._began = 0.0
+        self._errors = ReadErrors()
         self._skew = 0.0  # by how much the API's clock is ahead of ours, seconds
-        self._finished = threading.Event()
-        self._closing = False
+        self._lock = threading.Lock()  # guards the scrape in flight
+        self._scrape: Scrape | None = None
+        self._answered = False  # whether somebody saw all of the last scrape
+        self._tails: tuple[float, ...] = ()  # seconds per agent behind the reading, the newest few
         self._reading = threading.Lock()  # one pass, or one change of the settings, at a time
+        self._closing = False
+        self._leader = KeptThreads(1, "scrape")
+        self._committer = Committer(ledger, monotonic)
         self._use(api, settings)
 
-    def scrape(self, timeout: float | None) -> Snapshot:
-        """Everything to show, read within `timeout` seconds less the offset, or the default timeout.
+    def describe(self) -> Iterable[Metric]:
+        """The families without samples: what a registry wants to know at registration."""
+        return describe()
 
-        Concurrent calls share one pass over the API; one within `min_interval` of the last pass gets
-        its snapshot. Raises TimeoutError when somebody else's pass takes longer than `timeout`.
+    def collect(self) -> Iterable[Metric]:
+        """The families of a scrape within the default timeout."""
+        return self.within(None).collect()
+
+    def within(self, timeout: float | None) -> "BoundCollector":
+        """A collector for one caller who waits `timeout` seconds; None is the default timeout."""
+        return BoundCollector(self, timeout)
+
+    def scrape(self, timeout: float | None) -> Snapshot:
+        """Everything to show, read within `timeout` seconds less the offset and what follows the reading.
+
+        Concurrent calls share one pass over the API; who has less time than it takes gets what is known by
+        then, and who has more is not cut short by others. A call within `min_interval` of the last pass gets
+        its results.
         """
-        allowed = self._settings.default_timeout if timeout is None else timeout
-        with self._lock:
-            shared = self._pass
-            stale = self._monotonic() - self._began >= self._settings.min_interval
-            if shared is None or (shared.done() and (stale or shared.exception() is not None)):
-                shared = self._pass = Future()
-                self._began = self._monotonic()
-                leads = True
-            else:
-                leads = False
-        if leads:
-            try:
-                deadline = self._began + max(allowed - self._settings.timeout_offset, allowed / 2)
-                shared.set_result(self._read_all(deadline))
-            except BaseException as error:
-                shared.set_exception(error)
-                raise
-        return shared.result(timeout=allowed)
+        settings = self._settings
+        allowed = min(settings.default_timeout if timeout is None else timeout, MAX_TIMEOUT)
+        offset = min(settings.timeout_offset, allowed / 2)
+        caller = Deadline(allowed - offset, self._monotonic)
+        patience = Deadline(allowed - offset + min(2 * STRAGGLER, offset / 2), self._monotonic)
+        scrape = self._join(caller)
+        while (seconds := patience.left() - self._reserve(scrape)) > 0 and not scrape.finished.wait(
+            min(seconds, TICK)
+        ):
+            pass
+        if not scrape.finished.is_set() and allowed >= SHORTEST:
+            self._errors.leave_out(scrape)
+        number = self._committer.request()
+        self._committer.wait(number, max(patience.left() - self._tail(scrape), 0.0))
+        return self._snapshot(scrape)
+
+    def note_tail(self, seconds: float, agents: int) -> None:
+        """Note how long it took until the text of so many agents was written, for the scrapes to come."""
+        self._tails = (*self._tails[-4:], seconds / max(agents, 1))
 
     def reload(self, connect: Callable[[], "ModusClient"], settings: Settings) -> None:
         """Use what `connect` returns and other settings from the next scrape on; nothing counted is lost.
@@ -123,217 +136,142 @@ class RunsCollector:
         """
         with self._reading:
             api = connect()
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._means.threads.close()
             self._ledger.lookback = settings.limits.lookback
             self._use(api, settings)
 
-    def close(self) -> None:
-        """Cut a running pass short, wait until what it read is counted, and read no more."""
+    def close(self, patience: float = 3.0) -> bool:
+        """Cut a running pass short, count what it read, and read no more.
+
+        Returns whether that was committed within `patience` seconds.
+        """
         self._closing = True
-        self._finished.set()
+        with self._lock:
+            if self._scrape:
+                self._scrape.cut_short()
         with self._reading:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._means.threads.close()
+            self._leader.close()
+        committed = self._committer.wait(self._committer.request(), patience)
+        self._committer.close()
+        return committed
 
     def _use(self, api: "ModusClient", settings: Settings) -> None:
         self._api = api
         self._settings = settings
-        self._executor = ThreadPoolExecutor(
-            settings.concurrency, "read", initializer=_stay_on, initargs=(_any_cpu(),)
+        self._reader = AgentReader(api, settings.limits)
+        threads = KeptThreads(settings.concurrency, "read", any_cpu())
+        self._targets = Targets(api, self._ledger, settings.selection, threads, settings.default_timeout)
+        self._means = Means(self._ledger, self._committer, threads, settings.concurrency, {})
+
+    # --- the scrape in flight ---
+
+    def _tail(self, scrape: Scrape) -> float:
+        """Seconds to keep free for what follows reading and commit: text and gzip."""
+        return max(self._tails, default=AGENT_TAIL) * len(scrape.targets) * SPARE
+
+    def _reserve(self, scrape: Scrape) -> float:
+        """Seconds to keep free for what follows the reading, the last piece of the commit included."""
+        return min(self._tail(scrape) + self._committer.took * SPARE, scrape.granted / 2)
+
+    def _join(self, caller: Deadline) -> Scrape:
+        """The scrape in flight, which gets this caller's time, or a new one."""
+        with self._lock:
+            scrape = self._scrape
+            if scrape and not scrape.finished.is_set() and not scrape.deadline.passed():
+                scrape.extend(caller.left(), self._reserve(scrape))
+                return scrape
+            if scrape and scrape.finished.is_set() and self._serves(scrape, caller):
+                return scrape
+            settings = self._settings
+            least = (
+                settings.default_timeout - settings.timeout_offset
+            )  # an impatient caller leaves, the scrape stays
+            scrape = Scrape(self._means, max(caller.left(), least), self._monotonic)
+            self._scrape = scrape
+        if not self._leader.submit(partial(self._lead, scrape)):
+            self._lead(scrape)
+        return scrape
+
+    def _serves(self, scrape: Scrape, caller: Deadline) -> bool:
+        """Whether the last scrape is young enough, and not cut shorter than this caller's time allows."""
+        if self._monotonic() - scrape.began >= self._settings.min_interval:
+            return False
+        cut = any(
+            reading.error and reading.error.reason == "deadline" for reading in scrape.readings.values()
         )
-        self._route = SingleRunRoute()
-        self._readers: dict[int, AgentReader] = {}
+        return not cut or scrape.granted >= caller.left()
 
-    def _read_all(self, deadline: float) -> Snapshot:
-        with self._reading:
-            began = self._monotonic()
-            targets = self._targets(deadline)
-            readings = self._readings(targets, deadline)
-            for agent_id in self._ledger.accounts.keys() - readings.keys():
-                self._ledger.unread(agent_id)  # no longer in use
-            self._ledger.commit()
-            self._tell_changes({agent_id: reading.error for agent_id, reading in readings.items()})
-            agents = [self._show(target, readings[target.id]) for target in targets]
-            return self._snapshot(agents, self._monotonic() - began)
+    def _lead(self, scrape: Scrape) -> None:
+        try:
+            with self._reading:
+                if self._closing:
+                    return
+                if self._answered:  # not before: a series is born when somebody saw it at 0
+                    self._ledger.mark_shown()
+                    self._answered = False
+                targets = self._targets.find(scrape.deadline)
+                with self._lock:
+                    scrape.targets = targets
+                    scrape.deadline.shorten(self._reserve(scrape))
+                scrape.read(self._reader, self._due(scrape.targets))
+                self._settle(scrape)
+        except Exception as error:  # what was counted is shown, what was not is marked
+            log.error("a scrape failed", extra=fields(error=str(ApiError.internal(error))))
+        finally:
+            scrape.finished.set()
 
-    def _readings(self, targets: Sequence[Target], deadline: float) -> dict[int, Reading]:
-        """Read all agents side by side and count each as soon as it is read: all runs at once are too many.
+    def _settle(self, scrape: Scrape) -> None:
+        """Take over what a pass found out."""
+        skews = sorted(reading.skew for reading in scrape.readings.values() if reading.now)
+        if skews and abs(skews[len(skews) // 2] - self._skew) > SAME_CLOCK:
+            self._skew = skews[len(skews) // 2]
+        self._errors.note(scrape)
+        self._ledger.forget(scrape.readings.keys())
+        for agent_id in self._means.memories.keys() - scrape.readings.keys():
+            del self._means.memories[agent_id]
 
-        Those that a scrape left out come first the next time.
-        """
-        readers = {target.id: self._reader(target.id) for target in targets}
-        readings: dict[int, Reading] = {}
-        counting, over = threading.Lock(), False
-
-        def read_on() -> None:
-            for agent_id in left:
-                reading = readers[agent_id].read(self._known(agent_id), deadline)
-                with counting:
-                    if over:
-                        return  # a straggler: the next pass reads the agent again
-                    readings[agent_id] = self._record(agent_id, reading)
-
-        left = iter(sorted(readers, key=lambda agent_id: readers[agent_id].attempted))
-        threads = min(self._settings.concurrency, len(readers))
-        futures = [self._executor.submit(read_on) for _ in range(threads)]
-        self._wait(futures, deadline)
-        with counting:
-            over = True
-        for future in futures:
-            if not future.cancel() and future.done():
-                future.result()  # raises what went wrong in it
-        late = ApiError("deadline", "the scrape's time was over before this agent's answer was there")
-        for agent_id in readers.keys() - readings.keys():
-            readings[agent_id] = self._record(agent_id, Reading(Cursor(), error=late))
-        return readings
-
-    def _wait(self, futures: Sequence[Future[Any]], deadline: float) -> None:
-        """Wait until all are done; no longer than the deadline, and not once the collector closes."""
-        finished = self._finished = threading.Event()  # a new one: stragglers know that of their own pass
-        left = itertools.count(len(futures) - 1, -1)
-
-        def count_down(_: Future[Any]) -> None:
-            if next(left) == 0:
-                finished.set()
-
-        for future in futures:
-            future.add_done_callback(count_down)
-        if futures and not self._closing:
-            finished.wait(max(0.0, deadline - self._monotonic()) + STRAGGLER)
-
-    def _known(self, agent_id: int) -> Known:
-        account = self._ledger.accounts.get(agent_id)
-        if account is None:
-            return Known()
-        counted = self._ledger.counted.get(agent_id, ())
-        return Known(account.cursor, account.open, counted, account.opens_listed)
-
-    def _targets(self, deadline: float) -> list[Target]:
-        discovery = self._settings.discovery
-        if discovery is None:
-            return self._settings.choose([])
-        ask = partial(self._list_agents, deadline)
-        found = discovery.agents(
-            ask, self._executor, self._monotonic(), wait=lambda future: self._wait([future], deadline)
-        )
-        return self._settings.choose(self._last_known() if found is None else found)
-
-    def _last_known(self) -> list[Agent]:
-        """The agents in use before a restart, for as long as the API cannot list them."""
-        accounts = self._ledger.accounts
-        newest = max((account.last_read or 0.0 for account in accounts.values()), default=0.0)
-        return [
-            Agent(agent_id, account.name, account.type)
-            for agent_id, account in accounts.items()
-            if (account.last_read or 0.0) >= newest - SAME_TIME
+    def _due(self, targets: Sequence[Target]) -> Collection[int]:
+        """The agents of which a page of the lookback is to be compared: those that wait longest."""
+        interval, states = self._settings.reconcile_interval, self._ledger.agents()
+        if not interval:
+            return ()
+        now = self._clock() + self._skew
+        waiting = [
+            (states[target.id].last_reconciled or 0.0, target.id)
+            for target in targets
+            if target.id in states and not self._errors.is_failing(target.id)
         ]
+        due = sorted(entry for entry in waiting if now - entry[0] >= interval)
+        return {agent_id for _, agent_id in due[: max(1, len(targets) // RECONCILED)]}
 
-    def _list_agents(self, deadline: float, token: str | None) -> AgentsPage:
-        return self._api.agents(deadline=deadline, page_token=token)
-
-    def _reader(self, agent_id: int) -> AgentReader:
-        if agent_id not in self._readers:
-            self._readers[agent_id] = AgentReader(
-                agent_id, self._api, self._settings.limits, self._route, monotonic=self._monotonic
+    def _snapshot(self, scrape: Scrape) -> Snapshot:
+        now, readings = self._clock(), scrape.so_far()
+        agents = [
+            agent_snapshot(
+                target,
+                readings.get(target.id),
+                self._ledger.shown(target.id),
+                self._errors.of(target.id),
+                created=self._created,
+                now=now,
+                skew=self._skew,
+                reconciles=self._settings.reconcile_interval > 0,
             )
-        return self._readers[agent_id]
-
-    def _record(self, agent_id: int, reading: Reading) -> Reading:
-        """Have the ledger count what was read, also when an error cut it short; the runs are let go."""
-        ledger = self._ledger
-        errors = self._errors.setdefault(agent_id, Counter())
-        if reading.now:
-            if abs(reading.skew - self._skew) > SAME_CLOCK:
-                self._skew = reading.skew
-            account = ledger.account(agent_id, reading.now, reading.skew)
-            ledger.record(agent_id, reading.runs, reading.cursor, reading.now, reading.searched)
-            newest = reading.newest
-            ledger.seen(
-                agent_id,
-                name=newest.agent_name if newest else account.name,
-                type=newest.agent_type if newest else account.type,
-                start=newest.start if newest else account.last_start,
-            )
-            if reading.opens_listed:
-                ledger.opens_listed(agent_id)
-        if reading.error is None:
-            ledger.read(agent_id, self._clock())
-        else:
-            errors[reading.error.reason] += 1
-            ledger.unread(agent_id)
-        reading.runs, reading.newest = [], None
-        return reading
-
-    def _tell_changes(self, errors: Mapping[int, ApiError | None]) -> None:
-        """Log which agents became unreadable or readable again, one line each, not one per scrape."""
-        lines = 0
-        for agent_id, error in errors.items():
-            if (agent_id in self._failing) == (error is not None):
-                continue
-            lines += 1
-            if error is not None:
-                self._failing[agent_id] = error.reason
-            else:
-                del self._failing[agent_id]
-            if lines > MAX_LINES:
-                continue
-            if error is None:
-                log.info("agent can be read again", extra={"fields": {"agent_id": agent_id}})
-            else:
-                fields = {"agent_id": agent_id, "reason": error.reason, "error": str(error)}
-                log.warning("agent cannot be read", extra={"fields": fields})
-        if lines > MAX_LINES:
-            fields = {"more": lines - MAX_LINES, "unreadable": len(self._failing)}
-            log.warning("more agents changed between readable and unreadable", extra={"fields": fields})
-
-    def _show(self, target: Target, reading: Reading) -> AgentSnapshot:
-        account = self._ledger.accounts.get(target.id)
-        up = reading.error is None
-        name = label((account.name if account else "") or target.name or str(target.id))
-        agent_type = label((account.type if account else "") or target.type)
-        now = self._clock()
-
-        def ours(instant: float) -> float:
-            """An instant of the API by our clock, and never in its future: no age may be negative."""
-            return min(instant - self._skew, now)
-
-        open_starts: dict[str, float] = {}
-        for run in account.open.values() if account else ():
-            if run.status in OPEN_STATUSES and run.start is not None:
-                start = ours(run.start)
-                open_starts[run.status] = min(start, open_starts.get(run.status, start))
-        totals: Totals | None = None
-        last_start = last_read = None
-        if account:
-            ends = {status: ours(end) for status, end in account.totals.last_end.items()}
-            totals = replace(account.totals, last_end=ends)
-            last_start = None if account.last_start is None else ours(account.last_start)
-            last_read = None if account.last_read is None else min(account.last_read, now)
-        return AgentSnapshot(
-            id=target.id,
-            name=name,
-            up=up,
-            errors=dict(self._errors[target.id]),
-            created=self._created,
-            read_duration=reading.duration,
-            type=agent_type if up else None,
-            counts=reading.counts if up else None,
-            open_starts=open_starts if up else None,
-            totals=totals,
-            last_start=last_start,
-            last_read=last_read,
-            backlog=bool(account and account.cursor.gaps),
-            expected_interval=target.expected_interval,
-        )
-
-    def _snapshot(self, agents: Sequence[AgentSnapshot], duration: float) -> Snapshot:
+            for target in scrape.targets
+        ]
+        finished = scrape.finished.is_set()
+        self._answered = self._answered or finished
         stats = self._api.stats()
         successful, reloaded = self._reload_state()
         return Snapshot(
             agents=agents,
             bounds=self._ledger.bounds,
-            complete=bool(agents) and all(agent.up for agent in agents),
-            duration=duration,
-            ledger_up=self._ledger.up,
+            complete=finished and self._targets.listed and bool(agents) and all(agent.up for agent in agents),
+            up=scrape.answered or self._targets.answered,
+            show_created=self._settings.show_created,
+            duration=scrape.duration,
+            ledger_up=self._committer.up,
             version=__version__,
             created=self._created,
             requests=stats.requests,
@@ -344,18 +282,20 @@ class RunsCollector:
         )
 
 
-def _any_cpu() -> int | None:
-    """One of the CPUs that this process may use; None where the system does not say which."""
-    if not hasattr(os, "sched_getaffinity"):
-        return None
-    return random.choice(sorted(os.sched_getaffinity(0)))  # noqa: S311 - by chance: shards shall spread
+class BoundCollector(Collector):
+    """The collector for one caller who waits `timeout` seconds (None: the default timeout)."""
 
+    def __init__(self, collector: RunsCollector, timeout: float | None) -> None:
+        self._collector = collector
+        self._timeout = timeout
 
-def _stay_on(cpu: int | None) -> None:
-    """Keep this thread on one CPU, as all that read: the interpreter runs one at a time anyway.
+    def describe(self) -> Iterable[Metric]:
+        """The families without samples."""
+        return describe()
 
-    Handing its lock from CPU to CPU costs a fifth of the reading's CPU or more (benchmarks/RESULTS.md).
-    """
-    if cpu is not None:
-        with suppress(OSError):  # a sandbox forbids it, or the CPU was taken away: dearer, not wrong
-            os.sched_setaffinity(0, {cpu})
+    def collect(self) -> Iterable[Metric]:
+        """The families of a scrape within that time; what their text takes is noted for the next scrapes."""
+        snapshot = self._collector.scrape(self._timeout)
+        began = time.monotonic()
+        yield from families(snapshot)
+        self._collector.note_tail(time.monotonic() - began, len(snapshot.agents))

@@ -1,38 +1,24 @@
-"""Every metric in one table, and the step from a scrape's snapshot to its text. Pure.
+"""Every metric in one table, and the values of a scrape that it shows. Pure.
 
 Names, types and help texts follow OpenMetrics and Prometheus' guide for writing exporters: base
 units, `_total` on counters, `_created` on what counts from a known instant.
 """
 
-import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import chain, islice, repeat
 from typing import Literal
 
 import msgspec
-from prometheus_client.utils import floatToGoString
 
-from exporter.modus.model import OPEN_STATUSES, REASONS, TOTAL_COUNT, Exemplar, Totals, label, printable
+from exporter.histogram import Histogram
+from exporter.modus.errors import REASONS
+from exporter.modus.model import OPEN_STATUSES, TOTAL_COUNT, label
+from exporter.runs.state import MISSED, Totals
 
-AGENT_LABELS = ("agent_id", "agent_name")
-MAX_STATUSES = 20  # of one agent; the API names five
-LONGEST_EXEMPLAR = 128  # characters of names and values together, OpenMetrics 1.0
-POINTS_PER_PIECE = 1000
-
-_number: Callable[[float], str] = lru_cache(maxsize=4096)(floatToGoString)  # most values are small counts
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """A histogram: runs or requests per bucket, not cumulative, with the sum in seconds."""
-
-    buckets: Sequence[int]
-    sum: float
-    created: float
-    exemplars: Sequence[Exemplar | None] = ()
+AGENT_LABEL = "agent_id"  # and no name: a rename must not begin a new counter
+COUNTED_STATUSES = (*OPEN_STATUSES, "error", "completed")  # those that the API documents for its counts
+MAX_STATUSES = 20  # of one agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +31,18 @@ class AgentSnapshot:
     errors: Mapping[str, int]  # by reason
     created: float  # of the errors
     read_duration: float | None = None  # seconds
-    type: str | None = None
+    type: str = ""  # empty before it is known
+    enabled: bool | None = None  # None when the agents list does not have it
     counts: Mapping[str, int] | None = None  # None when the agent could not be read
     open_starts: Mapping[str, float] | None = None  # oldest start by status; None likewise
-    totals: Totals | None = None  # None before the first sight
+    totals: Totals | None = None  # None until all runs of the first sight have been read
+    durations: Histogram | None = None  # of completed runs; None likewise
+    missed: Mapping[str, int] = field(default_factory=dict)  # by reason; shown with the totals
+    consecutive_failures: int | None = None
+    last_end: Mapping[str, float] = field(default_factory=dict)  # newest end by terminal status
     last_start: float | None = None
     last_read: float | None = None
+    last_reconciled: float | None = None
     backlog: bool = False
     expected_interval: float | None = None  # seconds
 
@@ -68,16 +60,18 @@ class Snapshot:
     created: float  # start of the process, Unix seconds
     requests: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (operation, code)
     request_bounds: Sequence[float] = ()
-    request_durations: Mapping[str, tuple[Sequence[int], float]] = field(default_factory=dict)  # by operation
+    request_durations: Mapping[str, Histogram] = field(default_factory=dict)  # by operation
     reload_successful: bool = True
     reloaded: float = 0.0
+    up: bool = False  # the API answered at all
+    show_created: bool = False  # the instants from which is counted, as series of their own
 
 
 class Point(msgspec.Struct, frozen=True, gc=False):
     """A value with the row's own label values."""
 
     labels: tuple[str, ...]
-    value: float | Distribution
+    value: float | Histogram
     created: float | None = None
 
 
@@ -92,13 +86,18 @@ class Row:
     kind: Kind
     help: str
     labels: tuple[str, ...] = ()
-    per_agent: Callable[[AgentSnapshot], Iterable[Point]] | None = None
-    overall: Callable[[Snapshot], Iterable[Point]] | None = None
+    per_agent: Callable[[AgentSnapshot], Sequence[Point]] | None = None
+    overall: Callable[[Snapshot], Sequence[Point]] | None = None
+
+    @property
+    def family(self) -> str:
+        """The name of the metric family: that of a counter has no `_total`."""
+        return self.name.removesuffix("_total")
 
     @property
     def all_labels(self) -> tuple[str, ...]:
-        """The labels of a sample, those of the agent first."""
-        return AGENT_LABELS + self.labels if self.per_agent else self.labels
+        """The labels of a sample, that of the agent first."""
+        return (AGENT_LABEL, *self.labels) if self.per_agent else self.labels
 
 
 def _maybe(value: float | None, *labels: str) -> list[Point]:
@@ -106,8 +105,11 @@ def _maybe(value: float | None, *labels: str) -> list[Point]:
 
 
 def _runs(agent: AgentSnapshot) -> list[Point]:
-    by_status: dict[str, int] = {}
-    for name, n in (agent.counts or {}).items():
+    counts = agent.counts or {}
+    if not counts.keys() - {TOTAL_COUNT}:
+        return []
+    by_status = dict.fromkeys(COUNTED_STATUSES, 0)  # the API may leave out those that no run is in
+    for name, n in counts.items():
         if name == TOTAL_COUNT:
             continue
         status = label(name)  # two names may become one
@@ -118,13 +120,10 @@ def _runs(agent: AgentSnapshot) -> list[Point]:
 
 
 def _durations(agent: AgentSnapshot) -> list[Point]:
-    totals = agent.totals
-    if totals is None:
+    durations = agent.durations
+    if agent.totals is None or durations is None:
         return []
-    distribution = Distribution(
-        totals.buckets, totals.duration_sum, totals.durations_created, totals.exemplars
-    )
-    return [Point((), distribution)]
+    return [Point((), durations, durations.created)]
 
 
 def _finished(agent: AgentSnapshot) -> list[Point]:
@@ -138,9 +137,15 @@ def _finished(agent: AgentSnapshot) -> list[Point]:
     ]
 
 
+def _missed(agent: AgentSnapshot) -> list[Point]:
+    if agent.totals is None:
+        return []
+    created = agent.totals.created
+    return [Point((reason,), agent.missed.get(reason, 0), created) for reason in MISSED]
+
+
 def _last_end(agent: AgentSnapshot) -> list[Point]:
-    ends = agent.totals.last_end if agent.totals else {}
-    return [Point((status,), end) for status, end in ends.items()]
+    return [Point((status,), end) for status, end in agent.last_end.items()]
 
 
 def _oldest_open(agent: AgentSnapshot) -> list[Point]:
@@ -158,19 +163,24 @@ def _requests(snapshot: Snapshot) -> list[Point]:
 
 def _request_durations(snapshot: Snapshot) -> list[Point]:
     return [
-        Point((operation,), Distribution(buckets, total, snapshot.created))
-        for operation, (buckets, total) in sorted(snapshot.request_durations.items())
+        Point((operation,), durations, durations.created)
+        for operation, durations in sorted(snapshot.request_durations.items())
     ]
 
 
 # fmt: off
 TABLE = (
-    Row("modus_up", "gauge", "Whether every agent was read in this scrape.",
+    Row("modus_up", "gauge", "Whether the API answered at all in this scrape.",
+        overall=lambda s: [Point((), s.up)]),
+    Row("modus_exporter_scrape_complete", "gauge", "Whether every agent was read in this scrape.",
         overall=lambda s: [Point((), s.complete)]),
     Row("modus_agent_up", "gauge", "Whether this agent was read in this scrape.",
         per_agent=lambda a: [Point((), a.up)]),
-    Row("modus_agent_info", "gauge", "The agent and its type; always 1.", ("agent_type",),
-        per_agent=lambda a: [] if a.type is None else [Point((a.type,), 1)]),
+    Row("modus_agent_info", "gauge", "The agent's name and type; always 1, one series for each agent.",
+        ("agent_name", "agent_type"), per_agent=lambda a: [Point((a.name, a.type), 1)]),
+    Row("modus_agent_enabled", "gauge",
+        "Whether the agent's schedule is on in Modus; absent when the API does not list the agent.",
+        per_agent=lambda a: _maybe(a.enabled)),
     Row("modus_agent_runs", "gauge", "Runs per status as the API counts them.", ("status",), per_agent=_runs),
     Row("modus_agent_executions", "gauge", "Runs in all statuses as the API counts them.",
         per_agent=lambda a: _maybe((a.counts or {}).get(TOTAL_COUNT))),
@@ -178,6 +188,12 @@ TABLE = (
         per_agent=_durations),
     Row("modus_agent_runs_finished_total", "counter",
         "Ended runs, each run once.", ("status", "trigger_type"), per_agent=_finished),
+    Row("modus_agent_runs_missed_total", "counter",
+        "Runs that are known to have been missed: they are in no other counter.", ("reason",),
+        per_agent=_missed),
+    Row("modus_agent_consecutive_failures", "gauge",
+        "How many runs in a row, the last one by its end included, ended in error.",
+        per_agent=lambda a: _maybe(a.consecutive_failures)),
     Row("modus_agent_last_run_start_timestamp_seconds", "gauge", "Start of the newest run.",
         per_agent=lambda a: _maybe(a.last_start)),
     Row("modus_agent_last_run_end_timestamp_seconds", "gauge",
@@ -190,6 +206,9 @@ TABLE = (
         per_agent=lambda a: _maybe(a.expected_interval)),
     Row("modus_agent_last_read_timestamp_seconds", "gauge", "The last successful read of the agent.",
         per_agent=lambda a: _maybe(a.last_read)),
+    Row("modus_agent_last_reconciled_timestamp_seconds", "gauge",
+        "The last comparison of all runs of the lookback with what was counted.",
+        per_agent=lambda a: _maybe(a.last_reconciled)),
     Row("modus_agent_read_duration_seconds", "gauge", "How long reading the agent took in this scrape.",
         per_agent=lambda a: _maybe(a.read_duration)),
     Row("modus_agent_backlog", "gauge", "Whether older pages of the agent's runs are still to be read.",
@@ -216,106 +235,3 @@ TABLE = (
         overall=lambda s: [Point((s.version, platform.python_version()), 1)]),
 )
 # fmt: on
-
-
-def expose(snapshot: Snapshot, openmetrics: bool) -> Iterator[bytes]:
-    """The snapshot as OpenMetrics 1.0 without its final `# EOF`, or as Prometheus' text format 0.0.4.
-
-    It comes in pieces, because that of 10,000 agents has 100 MB. Families are in the table's order;
-    those without a sample are left out. The text format has neither exemplars nor `_created`. Written
-    by hand: prometheus_client takes twenty times as long, more than all the rest of a scrape.
-    """
-    agents = [(agent, "{" + _pairs(AGENT_LABELS, (str(agent.id), agent.name))) for agent in snapshot.agents]
-    texts = chain.from_iterable(_family(row, snapshot, agents, openmetrics) for row in TABLE)
-    while piece := "".join(islice(texts, POINTS_PER_PIECE)):
-        yield piece.encode()
-
-
-def _family(
-    row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]], openmetrics: bool
-) -> Iterator[str]:
-    """The family's text, a point at a time, its head with the first one."""
-    name, base = row.name, row.name.removesuffix("_total")
-    head = f"# HELP {base if openmetrics else name} {row.help}\n"
-    head += f"# TYPE {base if openmetrics else name} {row.kind}\n"
-    bounds = tuple(snapshot.bounds if row.per_agent else snapshot.request_bounds)
-    own: dict[tuple[str, ...], str] = {}  # label values -> text
-    for agent, points in _points(row, snapshot, agents):
-        for point in points:
-            if point.labels not in own:
-                own[point.labels] = _own_labels(row.labels, point.labels, not agent)
-            labels, value, created = agent + own[point.labels], point.value, point.created
-            if isinstance(value, Distribution):
-                buckets = _bucket_labels(row.labels, point.labels, bounds, not agent)
-                yield head + _distribution(name, agent, labels, value, buckets, openmetrics)
-            elif openmetrics and created is not None:
-                yield f"{head}{name}{labels}{_number(value)}\n{base}_created{labels}{_number(created)}\n"
-            else:
-                yield f"{head}{name}{labels}{_number(value)}\n"
-            head = ""
-
-
-def _points(
-    row: Row, snapshot: Snapshot, agents: Sequence[tuple[AgentSnapshot, str]]
-) -> Iterable[tuple[str, Iterable[Point]]]:
-    """The row's points of each agent, behind its labels with the brace before them; or those of no agent."""
-    if row.per_agent:
-        return ((labels, row.per_agent(agent)) for agent, labels in agents)
-    return [("", row.overall(snapshot))] if row.overall else []
-
-
-def _distribution(
-    name: str,
-    agent: str,
-    labels: str,
-    distribution: Distribution,
-    bucket_labels: Sequence[str],
-    openmetrics: bool,
-) -> str:
-    exemplars = (distribution.exemplars if openmetrics else ()) or repeat(None, len(bucket_labels))
-    bucket = f"{name}_bucket{agent}"
-    lines = []
-    total, text = 0, _number(0)
-    for own, n, newest in zip(bucket_labels, distribution.buckets, exemplars, strict=True):
-        if n:
-            total += n
-            text = _number(total)
-        lines.append(f"{bucket}{own}{text}{_exemplar(newest) if newest else ''}\n")
-    lines.append(f"{name}_count{labels}{text}\n{name}_sum{labels}{_number(distribution.sum)}\n")
-    if openmetrics:  # right behind the samples: Prometheus 3 looks for it from there on
-        lines.append(f"{name}_created{labels}{_number(distribution.created)}\n")
-    return "".join(lines)
-
-
-def _exemplar(newest: Exemplar) -> str:
-    if len("run_id") + len(newest.run_id) > LONGEST_EXEMPLAR:
-        return ""
-    return f' # {{run_id="{_escaped(newest.run_id)}"}} {_number(newest.duration)} {newest.end}'
-
-
-def _own_labels(names: tuple[str, ...], values: tuple[str, ...], alone: bool) -> str:
-    """The row's own labels up to the value; but for those that stand `alone`, the agent's are before them."""
-    pairs = _pairs(names, values)
-    if alone:
-        return f"{{{pairs}}} " if pairs else " "
-    return f",{pairs}}} " if pairs else "} "
-
-
-@lru_cache(maxsize=64)
-def _bucket_labels(
-    names: tuple[str, ...], values: tuple[str, ...], bounds: tuple[float, ...], alone: bool
-) -> list[str]:
-    """Likewise those of each bucket."""
-    return [_own_labels((*names, "le"), (*values, _number(bound)), alone) for bound in (*bounds, math.inf)]
-
-
-def _pairs(names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Labels as text, in the order of their names."""
-    pairs = sorted(zip(names, values, strict=True))
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
-
-
-def _escaped(text: str) -> str:
-    if text.isprintable() and '"' not in text and "\\" not in text:  # nearly always
-        return text
-    return printable(text).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

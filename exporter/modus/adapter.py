@@ -1,137 +1,257 @@
-"""Connections to the API: each call keeps to one deadline, whatever the server does meanwhile.
+"""Carries the calls: an adapter of `requests` whose connections keep to one deadline, whatever happens.
 
-The pool is that of urllib3, below `requests`, whose own layer would cost a fifth of the CPU of a call
-(benchmarks/RESULTS.md). `requests` reads proxies and CA bundle from the environment, once.
+`HTTPAdapter.send` stays that of `requests`; what it would find out anew for every call is known here once:
+one pool, one TLS context, one proxy. The deadline travels as the `timeout` of the call.
 """
 
+import contextlib
+import errno
 import http.client
-import io
+import math
 import os
 import socket
 import ssl
-import threading
 from typing import Any
 
-import certifi
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.util.ssl_ import create_urllib3_context
+from urllib3.util.wait import wait_for_write
 
-from exporter.modus.model import ApiError
+from exporter.deadline import Deadline
+from exporter.modus.errors import ApiError, SilentConnectionError
+from exporter.modus.pacing import SLICE
+from exporter.modus.tls import Trust, bundle
 
-# Of this thread's call: `until`, its deadline on the clock `monotonic`; `limit`, the caller's word for that;
-# `reused`, whether it goes over a connection that was there before.
-call = threading.local()
-
-
-def time_left() -> float:
-    """Seconds that the running call still has. Raises TimeoutError when there are none."""
-    left: float = call.until - call.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
 
 
-class _TimedReads(io.RawIOBase):
-    """A socket's reads, each allowed the time that the call has left: a trickle cannot stretch it."""
+class Exchange(urllib3.Timeout):
+    """The time of one request and its answer, handed to `requests` as its timeout.
 
-    def __init__(self, sock: socket.socket, raw: io.RawIOBase) -> None:
-        self._sock, self._raw = sock, raw
+    urllib3 sets both parts of a timeout as the `timeout` of its connection: here both are this object, so
+    that the connection, and its socket, ask the deadline itself, which may move while they wait.
+    A connection that was there before has `patience` seconds for its first byte; `fresh` refuses such a one.
+    """
 
-    def readable(self) -> bool:
-        return True
+    def __init__(self, deadline: Deadline, *, patience: float = math.inf, fresh: bool = False) -> None:
+        super().__init__()
+        self.deadline, self.fresh, self.reused = deadline, fresh, False
+        self._patience = patience
+        self._first_byte_by = math.inf  # on the deadline's clock; infinite once it has come
 
-    def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(time_left())
-        return self._raw.readinto(buffer)
+    def clone(self) -> "Exchange":
+        """This one: it serves one request only."""
+        return self
 
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
+    @property
+    def connect_timeout(self) -> Any:
+        """This object, for the connection."""
+        return self
+
+    @property
+    def read_timeout(self) -> Any:
+        """This object, for the connection."""
+        return self
+
+    def reuse(self) -> None:
+        """It goes over a connection that was there before."""
+        self.reused = True
+        self._first_byte_by = self.deadline.monotonic() + self._patience
+
+    def answered(self) -> None:
+        """The first byte has come: the connection lives."""
+        self._first_byte_by = math.inf
+
+    def wait(self) -> float:
+        """Seconds to wait before asking again. Raises TimeoutError and SilentConnectionError."""
+        left = self.deadline.left()
+        if left <= 0.0:
+            raise TimeoutError
+        if self._first_byte_by < math.inf:
+            left = min(left, self._first_byte_by - self.deadline.monotonic())
+            if left <= 0.0:
+                raise SilentConnectionError
+        return left if left < SLICE else SLICE
 
 
-class _TimedResponse(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp = io.BufferedReader(_TimedReads(sock, self.fp.detach()))
+class _Patient:
+    """A socket whose waits end with the exchange of its connection; also when that is cut short meanwhile."""
 
+    connection: Any  # the one that the socket is of: it knows the exchange of the moment
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        exchange, receive = self.connection.exchange, super().recv_into  # type: ignore[misc]
+        while True:
+            self.settimeout(exchange.wait())  # type: ignore[attr-defined]
+            try:
+                size: int = receive(buffer, nbytes or 0, flags)
+            except TimeoutError:
+                continue
+            exchange.answered()
+            return size
+
+    def recv(self, bufsize: int = 1024, flags: int = 0) -> bytes:
+        buffer = bytearray(bufsize)
+        return bytes(buffer[: self.recv_into(buffer, flags=flags)])
+
+
+class _Socket(_Patient, socket.socket):
+    pass
+
+
+class _TlsSocket(_Patient, ssl.SSLSocket):
+    def do_handshake(self, block: bool = False) -> None:
+        while True:
+            self.settimeout(self.connection.exchange.wait())
+            with contextlib.suppress(TimeoutError):
+                return super().do_handshake(block)
+
+
+class _Response(http.client.HTTPResponse):
     def begin(self) -> None:
         super().begin()
         if self.msg.defects:  # urllib3 would log the headers, whatever is in them, and go on without some
             raise http.client.HTTPException("malformed headers")
 
 
-class _TimedTls(ssl.SSLSocket):
-    def do_handshake(self, block: bool = False) -> None:
-        self.settimeout(time_left())  # the handshake as a whole keeps to it
-        super().do_handshake(block)
+class _Connection:
+    """What both kinds of connection do in their own way: connect, and take an exchange for a timeout."""
+
+    response_class: Any = _Response
+    sock: Any
+    exchange: Exchange | None = None
+
+    @property
+    def timeout(self) -> Any:
+        """Seconds that the exchange still has, for sending."""
+        return self.exchange and self.exchange.deadline.left()
+
+    @timeout.setter
+    def timeout(self, value: Any) -> None:
+        if isinstance(value, Exchange) and value is not self.exchange:
+            self.exchange = value
+            if self.sock is not None and value.fresh:
+                self.close()  # type: ignore[attr-defined]
+            elif self.sock is not None:
+                value.reuse()
+
+    def _new_conn(self) -> socket.socket:
+        """Connect to the first address that answers; each gets its share of the time that is left."""
+        conn: Any = self
+        addresses = socket.getaddrinfo(conn.host.strip("[]"), conn.port, type=socket.SOCK_STREAM)
+        failure: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
+        for left, (*kind, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            deadline: Deadline = conn.exchange.deadline
+            sock = _Socket(*kind)
+            try:
+                for option in conn.socket_options or ():
+                    sock.setsockopt(*option)
+                _connect(sock, address, deadline.within(deadline.left() / left) if left > 1 else deadline)
+            except OSError as exc:
+                sock.close()
+                failure = exc
+            else:
+                sock.connection = conn
+                return sock
+        raise failure
 
 
-def _connect(conn: urllib3.connection.HTTPConnection) -> socket.socket:
-    """Connect to the first address that answers; each gets its share of the time that is left."""
-    call.reused = False
-    addresses = socket.getaddrinfo(conn.host.strip("[]"), conn.port, type=socket.SOCK_STREAM)
-    for n, (family, kind, protocol, _, address) in enumerate(addresses, 1):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(time_left() / (len(addresses) - n + 1))
-            for option in conn.socket_options or ():
-                sock.setsockopt(*option)
-            sock.connect(address)
-        except OSError:
-            sock.close()
-            if n == len(addresses):
-                raise
-        else:
-            return sock
-    raise socket.gaierror(socket.EAI_NONAME, "no address")
+def _connect(sock: socket.socket, address: Any, deadline: Deadline) -> None:
+    sock.setblocking(False)
+    error = sock.connect_ex(address)
+    while error == errno.EINPROGRESS:
+        if deadline.passed():
+            raise TimeoutError
+        if wait_for_write(sock, min(deadline.left(), SLICE)):
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
+    sock.settimeout(deadline.left())
 
 
-class _Http(urllib3.connection.HTTPConnection):
-    response_class = _TimedResponse
-    _new_conn = _connect
+class _Http(_Connection, urllib3.connection.HTTPConnection):
+    pass
 
 
-class _Https(urllib3.connection.HTTPSConnection):
-    response_class = _TimedResponse
-    _new_conn = _connect
+class _Https(_Connection, urllib3.connection.HTTPSConnection):
+    def __init__(self, *args: Any, trust: Trust, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._trust = trust
+
+    def connect(self) -> None:
+        """Connect with the CA certificates of now, to the proxy too."""
+        self.ssl_context = self._trust.context()
+        if self.proxy_config:
+            self.proxy_config = self.proxy_config._replace(ssl_context=self.ssl_context)
+        super().connect()
 
 
-def pool(base_url: str, connections: int) -> tuple[Any, str]:
-    """One pool of timed connections, sharing one TLS context, and what precedes a path in a request's line.
+class _Answer(requests.Response):
+    _content: Any = False
+    _content_consumed = False
 
-    Proxies and CA bundle are those of the environment, as `requests` reads it.
+    def __init__(self) -> None:
+        """Nothing: a jar for cookies would cost as much as decoding a page of five runs."""
+
+
+class ModusAdapter(HTTPAdapter):
+    """Sends to URLs below `base_url`, over one pool of as many `connections` as are in use at a time.
+
+    Proxies are those of the environment, as `requests` reads it, once; CA certificates those of `ca_file`,
+    or of the environment. Raises ApiError, and the libraries' errors for a URL or a proxy that is none.
     """
-    with requests.Session() as session:
-        settings = session.merge_environment_settings(base_url, {}, None, None, None)
-    proxies = dict(settings["proxies"])
-    proxy = requests.utils.select_proxy(base_url, proxies)
-    if proxy and proxy.lower().startswith("socks"):
-        raise ApiError("connection", "SOCKS proxies are not supported")
-    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
-    request = requests.Request("GET", base_url).prepare()
-    made: Any = adapter.get_connection_with_tls_context(request, True, proxies)
-    made.ConnectionCls = _Https if made.scheme == "https" else _Http
-    if made.scheme == "https":
-        bundle = settings["verify"]
-        made.conn_kw["ssl_context"] = _tls(certifi.where() if bundle is True else str(bundle))
-    return made, adapter.request_url(request, proxies)
+
+    def __init__(self, base_url: str, connections: int, ca_file: str | None = None) -> None:
+        super().__init__(pool_connections=1, pool_maxsize=connections, max_retries=urllib3.Retry(total=False))
+        with requests.Session() as session:
+            settings = session.merge_environment_settings(base_url, {}, None, None, None)
+        proxies = dict(settings["proxies"])
+        proxy = requests.utils.select_proxy(base_url, proxies)
+        if proxy and proxy.lower().startswith("socks"):
+            raise ApiError("connection", "SOCKS proxies are not supported: name an HTTP proxy")
+        request = requests.Request("GET", base_url).prepare()
+        pool: Any = super().get_connection_with_tls_context(request, True, proxies)
+        pool.ConnectionCls = _Https if pool.scheme == "https" else _Http
+        pool.conn_kw["socket_options"] = _socket_options()
+        if pool.scheme == "https":
+            pool.conn_kw["trust"] = Trust(bundle(ca_file), _TlsSocket)
+        self._pool = pool
+        self._base_length = len(base_url)
+        self._target = super().request_url(request, proxies)
+
+    def get_connection_with_tls_context(self, *_: Any, **__: Any) -> Any:
+        """The one pool."""
+        return self._pool
+
+    def cert_verify(self, *_: Any) -> None:
+        """Nothing: the pool's TLS context verifies."""
+
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        """What the line of the request names: a path, or to a proxy without a tunnel the whole URL."""
+        return self._target + str(request.url)[self._base_length :]
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        """The answer, without what nobody asks it for: cookies, encoding."""
+        response = _Answer()
+        response.status_code, response.headers = resp.status, resp.headers
+        response.raw, response.reason = resp, resp.reason
+        response.request, response.url = req, str(req.url)
+        return response
+
+    def close(self) -> None:
+        """Close the connections that are idle, now, and those in use when they are."""
+        self._pool.close()
+        super().close()
 
 
-def _tls(bundle: str) -> ssl.SSLContext:
-    context = create_urllib3_context()
-    context.sslsocket_class = _TimedTls
-    try:
-        context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
-    except OSError as exc:
-        raise ApiError("connection", f"cannot read the CA bundle {bundle}: {exc.strerror or exc}") from None
-    return context
-
-
-def cause(exc: BaseException) -> BaseException:
-    """The system's or the parser's own error below the libraries' wrappings."""
-    telling = (http.client.HTTPException, urllib3.exceptions.DecodeError)
-    while isinstance(exc, urllib3.exceptions.HTTPError) and not isinstance(exc, telling) and exc.__context__:
-        exc = exc.__context__
-    return exc
+def _socket_options() -> list[Any]:
+    """No delay, and probes that notice a peer that went away and keep what is between from forgetting it."""
+    options: list[Any] = [
+        *urllib3.connection.HTTPConnection.default_socket_options,
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    ]
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(socket, name):  # not every system has all of them
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return options

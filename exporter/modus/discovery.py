@@ -1,14 +1,17 @@
 """Which agents are in use: those listed in the configuration, those discovered, or both."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from exporter.modus.model import Agent, AgentsPage, ApiError
+from exporter.log import fields
+from exporter.modus.errors import ApiError
+from exporter.modus.model import Agent, AgentsPage
+from exporter.modus.pages import pages
 
-MAX_PAGES = 1000
+MAX_AGENTS = 100_000  # ten times what one exporter reads: a list that is longer is none of agents
 
 log = logging.getLogger("exporter.modus.discovery")
 
@@ -17,93 +20,103 @@ Ask = Callable[[str | None], AgentsPage]  # page token -> page; raises ApiError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An agent to read; the name is the one the agents list shows, if that was asked."""
+    """An agent to read; all but the id and the interval is what the agents list shows, if that was asked."""
 
     id: int
     name: str = ""
     type: str = ""
+    enabled: bool | None = None
     expected_interval: float | None = None  # seconds
 
 
-class Discovery:
-    """The agents of the token whose names match `include` and not `exclude` (globs).
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The agents that this exporter reads: those of the configuration, and those found that the globs choose.
 
-    The list is read again every `refresh_interval` seconds, in the background of scrapes, and kept
-    when that fails.
+    `include` None: nothing is to be found. `shard` (index, total) is this exporter's part of them.
     """
 
-    def __init__(self, include: Sequence[str], exclude: Sequence[str], refresh_interval: float) -> None:
-        self._include = include
-        self._exclude = exclude
-        self._refresh_interval = refresh_interval
-        self._refreshed: float | None = None
-        self._found: list[Agent] | None = None
-        self._refresh: Future[list[Agent]] | None = None
-        self._failing = False
+    listed: Sequence[Target]
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    refresh_interval: float = 300.0  # seconds
+    shard: tuple[int, int] = (0, 1)
 
-    def agents(
-        self, ask: Ask, executor: Executor, now: float, wait: Callable[[Future[list[Agent]]], None]
-    ) -> list[Agent] | None:
-        """The agents as of the last refresh that succeeded, None before one did; `now` is monotonic seconds.
+    @property
+    def discovers(self) -> bool:
+        """Whether the list of agents is to be asked for."""
+        return self.include is not None
 
-        Has `wait` wait for the first list, as long as it likes; later ones are awaited by nobody.
-        """
-        if self._refresh is None and (
-            self._found is None or self._refreshed is None or now - self._refreshed >= self._refresh_interval
-        ):
-            self._refreshed = now
-            self._refresh = executor.submit(list_agents, ask)
-        if self._refresh and self._found is None:
-            wait(self._refresh)
-        if self._refresh and self._refresh.done():
-            self._take(self._refresh)
-            self._refresh = None
-        return self._found
+    def choose(self, found: Sequence[Agent]) -> list[Target]:
+        """The configured agents and those found that are wanted, each once, if they are this shard's."""
+        targets = {target.id: target for target in self.listed}
+        for agent in found:
+            listed = targets.get(agent.id)
+            if listed or self._wants(agent):
+                interval = listed.expected_interval if listed else None
+                targets[agent.id] = Target(agent.id, agent.name, agent.type, agent.is_enabled, interval)
+        index, total = self.shard
+        return [targets[id_] for id_ in sorted(targets) if shard_of(id_, total) == index]
 
-    def _take(self, refresh: Future[list[Agent]]) -> None:
-        try:
-            agents = refresh.result()
-        except ApiError as error:
-            if not self._failing:
-                log.error(
-                    "the agents cannot be listed: those known stay in use",
-                    extra={"fields": {"reason": error.reason, "error": str(error)}},
-                )
-            self._failing = True
-            return
-        found = self.choose(agents)
-        if self._failing or self._found is None or len(found) != len(self._found):
-            log.info("agents listed", extra={"fields": {"listed": len(agents), "in_use": len(found)}})
-        self._failing = False
-        self._found = found
-
-    def choose(self, agents: Sequence[Agent]) -> list[Agent]:
-        """Those of `agents` that are wanted: not deleted, included, not excluded."""
-        return [agent for agent in agents if self._wanted(agent)]
-
-    def _wanted(self, agent: Agent) -> bool:
+    def _wants(self, agent: Agent) -> bool:
         if agent.status == "deleted" or agent.deleted_at:
             return False
         matches = [
-            any(fnmatchcase(agent.name, glob) for glob in globs) for globs in (self._include, self._exclude)
+            any(fnmatchcase(agent.name, glob) for glob in globs)
+            for globs in (self.include or (), self.exclude)
         ]
         return matches == [True, False]
+
+
+class Discovery:
+    """The list of agents as of the last time that it could be read, whole; None before."""
+
+    def __init__(self, refresh_interval: float) -> None:
+        self.found: list[Agent] | None = None
+        self.answered = False  # whether the API answered the newest attempt at all
+        self._refresh_interval = refresh_interval  # seconds
+        self._refreshed: float | None = None
+        self._failing = False
+
+    def is_due(self, now: float) -> bool:
+        """Whether the list is to be read again; `now` is monotonic seconds."""
+        return (
+            self.found is None or self._refreshed is None or now - self._refreshed >= self._refresh_interval
+        )
+
+    def refresh(self, ask: Ask, now: float) -> None:
+        """Read the list, all pages of it; when that fails the last one stays in use. Raises nothing."""
+        self._refreshed = now
+        try:
+            found = list_agents(ask)
+        except ApiError as error:
+            self.answered = error.answered
+            if not self._failing:
+                log.error(
+                    "the agents cannot be listed: those known stay in use",
+                    extra=fields(reason=error.reason, error=str(error)),
+                )
+            self._failing = True
+            return
+        if self._failing or self.found is None or len(found) != len(self.found):
+            log.info("agents listed", extra=fields(listed=len(found)))
+        self.answered, self._failing, self.found = True, False, found
 
 
 def list_agents(ask: Ask) -> list[Agent]:
     """Read all pages of the agents list; it is whole or it is an ApiError."""
     agents: dict[int, Agent] = {}
-    tokens: set[str] = set()
-    token = None
-    for _ in range(MAX_PAGES):
-        page = ask(token)
+    for page in pages(ask):
         agents |= {agent.id: agent for agent in page.agents}
-        token = page.next_page_token
-        if token is None:
-            return list(agents.values())
-        if token in tokens:
-            break
-        tokens.add(token)
-    raise ApiError(
-        "bad_response", "the list of agents never ends: its page token repeats or goes on for ever"
-    )
+        if len(agents) > MAX_AGENTS:
+            raise ApiError("bad_response", f"the list of agents never ends: more than {MAX_AGENTS}")
+    return list(agents.values())
+
+
+def shard_of(agent_id: int, total: int) -> int:
+    """The one shard of `total` that reads an agent; by rendezvous hashing few move when `total` changes."""
+
+    def weight(shard: int) -> bytes:
+        return hashlib.blake2b(f"{agent_id}/{shard}".encode(), digest_size=8).digest()
+
+    return max(range(total), key=weight)

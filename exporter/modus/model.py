@@ -1,14 +1,13 @@
-"""The Modus API's answers as typed, frozen values, and the one error a request can end in.
+"""The Modus API's answers as typed, frozen values.
 
 Field names and meanings are those of the API reference ("List recent runs for an agent").
 Only what the exporter uses is decoded; unknown fields are ignored.
 """
 
-import hashlib
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import msgspec
 
@@ -17,19 +16,13 @@ TERMINAL_STATUSES = ("completed", "error", "cancelled")
 TOTAL_COUNT = "all_executions"  # in `counts` beside its own parts; never a status value
 
 LONGEST_LABEL = 200  # characters of a label value; a longer one is cut
+LONGEST_ID = 1100  # characters of a run's id: Temporal allows 1,000 for that of its workflow
+LONGEST_TIME = 64  # characters of a time; a longer text is none
+LONGEST_TOKEN = 8192  # characters of a page token: it has to fit into a URL
 
-Reason = Literal[
-    "unauthorized",
-    "forbidden",
-    "not_found",
-    "rate_limited",
-    "server_error",
-    "timeout",
-    "connection",
-    "bad_response",
-    "deadline",
-]
-REASONS: tuple[str, ...] = get_args(Reason)
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
+Label = Annotated[str, msgspec.Meta(max_length=LONGEST_LABEL)]
+Time = Annotated[str, msgspec.Meta(max_length=LONGEST_TIME)]
 
 _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -44,11 +37,13 @@ def label(text: str) -> str:
     return printable(text[:LONGEST_LABEL])
 
 
-@lru_cache(maxsize=1024)  # a walk compares the same starts again and again
 def seconds(timestamp: str | None) -> float | None:
     """Unix seconds of an ISO-8601 time (UTC where it names no zone); None for none or nonsense."""
-    if not timestamp:
-        return None
+    return _seconds(timestamp) if timestamp and len(timestamp) <= LONGEST_TIME else None
+
+
+@lru_cache(maxsize=1024)  # a walk compares the same starts again and again
+def _seconds(timestamp: str) -> float | None:
     try:
         moment = datetime.fromisoformat(timestamp)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -56,27 +51,18 @@ def seconds(timestamp: str | None) -> float | None:
         return None
 
 
-def shard_of(agent_id: int, total: int) -> int:
-    """The one shard of `total` that reads an agent; by rendezvous hashing few move when `total` changes."""
-
-    def weight(shard: int) -> bytes:
-        return hashlib.blake2b(f"{agent_id}/{shard}".encode(), digest_size=8).digest()
-
-    return max(range(total), key=weight)
-
-
 class Run(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """One run as the list shows it. Its identity is `id`: one workflow can have several."""
 
-    id: str
-    workflow_id: str
-    status: str
-    agent_name: str = ""
-    agent_type: str = ""
-    temporal_run_id: str | None = None
-    trigger_type: str | None = None
-    started_at: str | None = None
-    ended_at: str | None = None
+    id: Id
+    workflow_id: Id
+    status: Annotated[Label, msgspec.Meta(min_length=1)]
+    agent_name: Label = ""
+    agent_type: Label = ""
+    temporal_run_id: Id | None = None
+    trigger_type: Label | None = None
+    started_at: Time | None = None
+    ended_at: Time | None = None
     duration_ms: float | None = None
 
     @property
@@ -91,104 +77,51 @@ class Run(msgspec.Struct, frozen=True, rename="camel", gc=False):
 
     @property
     def ended(self) -> bool:
-        """Whether the status is terminal: such a run never changes again."""
-        return self.status in TERMINAL_STATUSES
+        """Whether the status is terminal, or one that nobody documented of a run that names an end."""
+        if self.status in TERMINAL_STATUSES:
+            return True
+        named = self.end is not None or self.duration_ms is not None
+        return named and self.status not in OPEN_STATUSES
 
 
 class RunsPage(msgspec.Struct, frozen=True):
-    """One page of an agent's runs, newest start first, with the API's counts per status."""
+    """One page of an agent's runs, newest start first, with the API's counts per status.
+
+    `malformed` names the items that could not be read: by their id where they have one, else by a digest.
+    """
 
     runs: list[Run]
     counts: dict[str, int]
     next_page_token: str | None  # None on the last page
-    now: float  # the API's clock at the answer, Unix seconds
+    now: float  # the API's clock at the answer as far as its answers agree, Unix seconds
     skew: float = 0.0  # by how much that clock is ahead of ours, seconds
+    malformed: list[str] = msgspec.field(default_factory=list)
+
+    @property
+    def ids(self) -> list[str]:
+        """The runs' identities."""
+        return [run.id for run in self.runs]
 
 
 class Agent(msgspec.Struct, frozen=True, rename="camel"):
     """One agent as the agents list shows it."""
 
     id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-    name: str = ""
-    type: str = ""
-    status: str = ""
-    deleted_at: str | None = None
+    name: Label = ""
+    type: Label = ""
+    status: Label = ""
+    deleted_at: Time | None = None
+    is_enabled: bool | None = None  # whether its schedule is on
 
 
 class AgentsPage(msgspec.Struct, frozen=True, rename="camel"):
-    """One page of the agents that the token may use."""
+    """One page of the agents that the token may use; `malformed` as in RunsPage."""
 
     agents: list[Agent]
-    next_page_token: str | None = None
+    next_page_token: Annotated[str, msgspec.Meta(max_length=LONGEST_TOKEN)] | None = None
+    malformed: list[str] = msgspec.field(default_factory=list)
 
-
-class Gap(msgspec.Struct, frozen=True):
-    """A stretch of the list still to be read: from `token` on, until a run started before `floor`."""
-
-    floor: float  # Unix seconds
-    size: int  # page size; one walk keeps it, because a token may be a page number
-    token: str | None = None  # None: from the newest run on
-    pages: int = 0  # read so far, and to be read again for nothing should the token be refused
-    fruitless: int = 0  # the last pages that brought nothing new
-    since: float | None = None  # a search for open runs that left the open lists, begun at this instant
-
-
-class Cursor(msgspec.Struct, frozen=True):
-    """What of an agent's list is known: all that started before `floor`, but for the gaps."""
-
-    newest: float | None = None  # start of the newest run seen; this and the next two in Unix seconds
-    first_seen: float = 0.0  # when that run was seen first, by the API's clock
-    floor: float | None = None  # None before the first run
-    gaps: tuple[Gap, ...] = ()  # newest stretch first
-
-
-class OpenRun(msgspec.Struct):
-    """A run that had not ended when it was last seen."""
-
-    workflow_id: str
-    temporal_run_id: str | None
-    start: float | None
-    status: str
-    seen: float  # the API's clock at the newest answer that showed it, Unix seconds
-
-    @classmethod
-    def of(cls, run: Run, seen: float) -> "OpenRun":
-        """The run as it was shown at `seen`."""
-        return cls(run.workflow_id, run.temporal_run_id, run.start, run.status, seen)
-
-
-class Exemplar(msgspec.Struct, frozen=True):
-    """The newest run of a bucket."""
-
-    run_id: str
-    duration: float  # seconds
-    end: float  # Unix seconds
-
-
-class Totals(msgspec.Struct):
-    """What the ended runs of one agent add up to, each run once."""
-
-    created: float  # the instant from which runs are counted, Unix seconds
-    durations_created: float  # likewise for the histogram, which can be counted anew by itself
-    buckets: list[int]  # runs per bucket, not cumulative; the last one is +Inf
-    exemplars: list[Exemplar | None]  # one per bucket
-    duration_sum: float = 0.0  # seconds
-    finished: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # by status, then trigger type
-    last_end: dict[str, float] = msgspec.field(default_factory=dict)  # status -> Unix seconds
-
-
-class ApiError(Exception):
-    """A request that brought no usable answer.
-
-    `reason` is a value of `modus_agent_read_errors_total`; the text is one line for the log and
-    never holds a secret; `missing` lists the scopes a 403 names; `status` is the HTTP status, if
-    there was one.
-    """
-
-    def __init__(
-        self, reason: Reason, message: str, *, status: int | None = None, missing: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
-        self.status = status
-        self.missing = missing
+    @property
+    def ids(self) -> list[int]:
+        """The agents' identities."""
+        return [agent.id for agent in self.agents]

@@ -1,94 +1,127 @@
-"""`--audit`: the whole lookback of every agent, read from the API and compared with the ledger run by run."""
+"""`--audit`: every agent's lookback, read from the API and compared with the ledger run by run."""
 
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
-from exporter.modus.model import OPEN_STATUSES, ApiError, Run
-from exporter.runs.check import find_targets, side_by_side, table
-from exporter.runs.store import Account, LedgerError, read_state
+from exporter.deadline import Deadline
+from exporter.modus.discovery import Selection
+from exporter.modus.errors import ApiError
+from exporter.modus.model import OPEN_STATUSES, Run, RunsPage
+from exporter.modus.pages import pages
+from exporter.runs import paging
+from exporter.runs.account import MALFORMED, was_over
+from exporter.runs.reader import Limits
+from exporter.runs.report import find_targets, side_by_side, table
+from exporter.runs.state import AgentState, State
+from exporter.runs.store import LedgerError, read_state
 
 if TYPE_CHECKING:  # handed in
-    from exporter.metrics.collector import Settings
     from exporter.modus.client import ModusClient
 
 PATIENCE = 3600.0  # seconds for all of it
 FRESH = 60.0  # seconds before the ledger's last read in which the API's index may still have lagged
+HEAD = ("agent", "since", "runs in the api", "counted", "missing", "extra", "note")
 
 
-def run(client: "ModusClient", settings: "Settings", path: str | None, out: TextIO) -> int:
+@dataclass(slots=True)
+class Listed:
+    """What the API lists of one agent."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    now: float = 0.0  # the API's clock at the first page
+    skew: float = 0.0  # seconds by which it is ahead of ours
+
+
+def run(
+    client: "ModusClient",
+    selection: Selection,
+    limits: Limits,
+    concurrency: int,
+    path: str | None,
+    out: TextIO,
+) -> int:
     """Print a line per agent to `out`; returns 0 when each run was counted once, else 1.
 
-    Works beside the exporter that writes `path`. Runs that ended after its last scrape are left out,
-    and so are counted ones older than all that the platform has kept.
-    Raises LedgerError and, when the agents cannot be listed, ApiError.
+    It vouches for the runs since the instant that the line names. Works beside the exporter that writes
+    `path`: runs that ended after its last scrape are left out, and so are counted ones older than all that
+    the platform has kept. Raises LedgerError and, when the agents cannot be listed, ApiError.
     """
     if path is None:
         raise LedgerError("state.path is null: there is no file to compare with")
-    deadline = time.monotonic() + PATIENCE
-    targets = find_targets(client, settings, deadline)
     state = read_state(path)
-    lookback, size = settings.limits.lookback, settings.limits.page_size
+    deadline = Deadline(PATIENCE)
+    targets = find_targets(client, selection, deadline)
 
     def compare(agent_id: int) -> tuple[str, ...]:
-        account = state.accounts.get(agent_id)
-        if account is None:
-            return str(agent_id), "", "", "", "", "not counted yet: no scrape has read it"
+        agent = state.agents.get(agent_id)
+        if agent is None:
+            return str(agent_id), "", "", "", "", "", "not counted yet: no scrape has read it"
         try:
-            runs, counts, now, skew = _read_all(client, agent_id, lookback, size, deadline)
+            listed = _read_lookback(client, agent_id, limits, deadline)
         except ApiError as error:
-            return str(agent_id), "", "", "", "", f"cannot be read: {error}"
-        since = max(now - lookback, account.totals.created, account.horizon)
-        if account.ended_after is not None:
-            since = now - lookback
-        last_read = (account.last_read if account.unread else state.meta.written) or 0.0
-        ended = {run.id for run in runs.values() if _should_be_counted(run, account, since, last_read + skew)}
-        listed = {run.id for run in runs.values() if run.ended}
-        starts = state.counted.get(agent_id, {})
-        counted = {id_ for id_, start in starts.items() if since <= start < 1e18}
-        oldest = min((run.start for run in runs.values() if run.start is not None), default=now)
-        removed = {id_ for id_ in counted - listed if starts[id_] < oldest}
-        numbers = len(ended), len(counted), len(ended - counted), len(counted - listed - removed)
-        return str(agent_id), *map(str, numbers), _note(runs, counts, len(removed))
+            return str(agent_id), "", "", "", "", "", f"cannot be read: {error}"
+        return str(agent_id), *_compare(agent, state, agent_id, listed, limits.lookback)
 
-    rows = side_by_side(compare, [target.id for target in targets], settings.concurrency)
-    out.write(table(("agent", "runs in the api", "counted", "missing", "extra", "note"), rows))
-    bad = [row for row in rows if row[3:5] != ("0", "0")]
+    rows = side_by_side(compare, [target.id for target in targets], concurrency)
+    out.write(table(HEAD, rows))
+    bad = [row for row in rows if row[4:6] != ("0", "0") or row[6].startswith(UNSOUND)]
     out.write(f"{len(rows)} agents, {len(bad)} not in order\n")
     return 1 if bad else 0
 
 
-def _read_all(
-    client: "ModusClient", agent_id: int, lookback: float, size: int, deadline: float
-) -> tuple[dict[str, Run], Mapping[str, int], float, float]:
-    page = client.runs(agent_id, deadline=deadline, page_size=size)
-    counts, now, skew = page.counts, page.now, page.skew
-    runs = {run.id: run for run in page.runs}
-    tokens: set[str] = set()
-    while page.next_page_token and not any((run.start or now) < now - lookback for run in page.runs):
-        if page.next_page_token in tokens:
-            raise ApiError("bad_response", "the page token repeats: the list of runs never ends")
-        tokens.add(page.next_page_token)
-        page = client.runs(agent_id, deadline=deadline, page_size=size, page_token=page.next_page_token)
-        runs = {run.id: run for run in page.runs} | runs
-    return runs, counts, now, skew
+def _read_lookback(client: "ModusClient", agent_id: int, limits: Limits, deadline: Deadline) -> Listed:
+    """The whole lookback as the API lists it. Raises ApiError."""
+    listed, by_start = Listed(), None
+
+    def ask(token: str | None) -> RunsPage:
+        return client.runs(agent_id, deadline=deadline, page_size=limits.page_size, page_token=token)
+
+    for page in pages(ask):
+        if not listed.now:
+            listed.counts, listed.now, listed.skew = page.counts, page.now, page.skew
+        listed.runs = {run.id: run for run in page.runs} | listed.runs
+        by_start = paging.order(page, by_start)
+        if paging.reaches(page, listed.now - limits.lookback, by_start):
+            break
+    return listed
 
 
-def _should_be_counted(run: Run, account: Account, since: float, last_read: float) -> bool:
-    end = run.end
-    if not run.ended or run.start is None or run.start < since:
-        return False
-    if account.ended_after is not None and (run.start if end is None else end) <= account.ended_after:
-        return False
-    return end is None or end < last_read - FRESH
+def _compare(
+    agent: AgentState, state: State, agent_id: int, listed: Listed, lookback: float
+) -> tuple[str, str, str, str, str, str]:
+    """The cells behind the agent's id."""
+    since = max(listed.now - lookback, agent.base, agent.horizon, agent.ended_after or 0.0)
+    last_read = (agent.last_read if agent.unread else state.meta.written) or 0.0
+    ended = {run.id: was_over(run, 0.0) for run in listed.runs.values() if run.ended}
+    times = {id_: time for id_, time in state.counted[agent_id].items() if not id_.startswith(MALFORMED)}
+    due = {id_ for id_, time in ended.items() if since < time < last_read + listed.skew - FRESH}
+    due = {id_ for id_ in due if (listed.runs[id_].start or since) >= agent.base}
+    counted = {id_ for id_, time in times.items() if time > since}
+    oldest = min((run.start for run in listed.runs.values() if run.start is not None), default=listed.now)
+    removed = {id_ for id_ in counted - ended.keys() if times[id_] < oldest}
+    extra = counted - ended.keys() - removed
+    instant = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    numbers = len(due), len(counted), len(due - times.keys()), len(extra)
+    return instant, *map(str, numbers), _note(agent, len(times), listed, len(removed))  # type: ignore[return-value]
 
 
-def _note(runs: Mapping[str, Run], counts: Mapping[str, int], removed: int) -> str:
-    """What the API no longer lists, or where it contradicts itself: more open runs listed than counted."""
+UNSOUND = "the totals are unsound"
+
+
+def _note(agent: AgentState, ids: int, listed: Listed, removed: int) -> str:
+    """What else there is to say: totals that do not add up, what the API removed or contradicts itself in."""
+    finished = {status: sum(triggers.values()) for status, triggers in agent.totals.finished.items()}
+    if sum(finished.values()) != ids + agent.forgotten:
+        return f"{UNSOUND}: {sum(finished.values())} runs in them, {ids + agent.forgotten} were counted"
+    if sum(agent.totals.durations.buckets) > finished.get("completed", 0):
+        return f"{UNSOUND}: the histogram holds more runs than were completed"
     if removed:
         return f"{removed} counted are older than all that the API still lists"
     for status in OPEN_STATUSES:
-        listed = sum(run.status == status for run in runs.values())
-        if status in counts and listed > counts[status]:
-            return f"the API lists {listed} {status} runs and counts {counts[status]}"
+        shown = sum(run.status == status for run in listed.runs.values())
+        if status in listed.counts and shown > listed.counts[status]:
+            return f"the API lists {shown} {status} runs and counts {listed.counts[status]}"
     return ""

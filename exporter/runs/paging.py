@@ -1,142 +1,182 @@
 """Which pages of an agent's runs list to read so that no run is missed.
 
 Pure: no HTTP and no SQL. It is given a way to ask for a page and yields every page it read, each
-with the cursor that holds from then on, so that a walk may be cut at any page and go on later.
+with the watermark that holds from then on, so that a walk may be cut at any page and go on later.
 
-The list is ordered by start, newest first. It is served from an index that lags: a run may appear
-up to a minute late, somewhere below the top, and pages may shift while they are walked, so that a
-run is met twice. Hence a walk goes on until `MARGIN` seconds before the newest start that the last
-one saw: what was missing then started later than that. Once the newest run has been known for that
-long, nothing can be missing below it, and a walk ends right there. Only the API's times are
-compared, and only with each other: the clock of this machine does not matter.
+The list is said to be ordered by start, newest first; that is checked on every page, and where it does
+not hold a walk goes by the ends. The list is served from an index that lags: a run may appear up to
+two minutes late, somewhere below the top, and pages may shift while they are walked, so that a run is
+met twice. Hence a walk goes on until `MARGIN` seconds before the newest start that the last one saw: what
+was missing then started later than that. Once the newest run has been known for that long, a walk ends
+right there. Only the API's times are compared, and only with each other. What comes later still, the
+counts and the reconciling of `reader` find.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from msgspec.structs import replace
 
-from exporter.modus.model import OPEN_STATUSES, ApiError, Cursor, Gap, Run, RunsPage
+from exporter.modus.errors import ApiError
+from exporter.modus.model import Run, RunsPage
+from exporter.modus.pages import pages
+from exporter.runs.state import Backlog, Watermark
 
-MARGIN = 120.0  # seconds; twice the longest delay of the index
-MAX_GAPS = 8
-MAX_FRUITLESS = 10  # pages; shifting pages repeat a few, a list that never ends repeats all
+MARGIN = 120.0  # seconds; twice the usual delay of the index
+TAIL = 3  # runs at the end of a page that must lie below the floor: one with an odd start ends no walk
+MAX_BACKLOGS = 8
+REPEATS = 10  # times `max_pages` that a walk may cost when tokens shift or expire and pages repeat
 PAGE_SIZES = (5, 10, 25, 50)  # below the configured one
+NOT_THE_TOKEN = (
+    "deadline",
+    "timeout",
+    "connection",
+    "rate_limited",
+)  # errors that do not refuse a page token
 
 Ask = Callable[[str | None, int], RunsPage]  # page token, page size -> page; raises ApiError
 
 
 def read_newest(
-    cursor: Cursor, ask: Ask, *, size: int, full_size: int, lookback: float
-) -> tuple[RunsPage, Cursor]:
+    mark: Watermark, ask: Ask, *, size: int, full_size: int, lookback: float
+) -> tuple[RunsPage, Watermark]:
     """Read the first page, asking for `size` runs, or `full_size` when those do not suffice.
 
-    Where the page does not reach what is known, the cursor gets a gap for `catch_up`. At the first
-    sight of an agent what started in the last `lookback` seconds is to be read. Raises ApiError.
+    Where the page does not reach what is known, the watermark gets a backlog for `catch_up`. At the
+    first sight of an agent what started in the last `lookback` seconds is to be read. Raises ApiError.
     """
     page = ask(None, size)
-    floor = page.now - lookback if cursor.floor is None else max(cursor.floor, page.now - lookback)
-    if size < full_size and _goes_on(page, floor):
+    # not above the API's clock: it may have stepped back, and new runs start below older ones
+    floor = page.now - lookback if mark.floor is None else min(mark.floor, page.now - MARGIN)
+    by_start = order(page, mark.by_start)
+    if size < full_size and not reaches(page, floor, by_start):
         size, page = full_size, ask(None, full_size)
-    gaps = cursor.gaps
-    if _goes_on(page, floor):
-        gaps = (Gap(floor, size, page.next_page_token, pages=1), *gaps)
-        if len(gaps) > MAX_GAPS:
-            gaps = (*gaps[:-2], _merged(*gaps[-2:]))
+        by_start = order(page, by_start)
+    backlogs = mark.backlogs
+    if not reaches(page, floor, by_start):
+        backlogs = _few((Backlog(floor, size, page.next_page_token, pages=1), *backlogs))
     # a start in the future would hide later ones
-    newest = max((min(start, page.now) for start in _starts(page)), default=cursor.newest)
+    newest = max((min(start, page.now) for start in _starts(page)), default=mark.newest)
     if newest is None:
-        return page, replace(cursor, gaps=gaps)
-    if cursor.newest is None or newest > cursor.newest:
+        return page, replace(mark, by_start=by_start, backlogs=backlogs)
+    if mark.newest is None or newest > mark.newest:
         known, first_seen = newest - MARGIN, page.now
     else:
-        newest, first_seen = cursor.newest, cursor.first_seen
+        newest, first_seen = mark.newest, min(mark.first_seen, page.now)
         settled = page.now - first_seen >= MARGIN
         known = math.nextafter(newest, math.inf) if settled else newest - MARGIN
-    # the lookback is not kept in it: a clock that was wrong once must not hide runs for good
-    return page, Cursor(newest, first_seen, known if cursor.floor is None else max(cursor.floor, known), gaps)
+    known = known if mark.floor is None else max(mark.floor, known)
+    return page, Watermark(newest, first_seen, known, by_start, backlogs)
 
 
-def catch_up(cursor: Cursor, ask: Ask, *, max_pages: int) -> Iterator[tuple[RunsPage, Cursor]]:
-    """Read what the gaps name, at most `max_pages` pages; yield each with the cursor after it.
+def catch_up(
+    mark: Watermark, ask: Ask, *, max_pages: int, is_known: Callable[[Run], bool]
+) -> Iterator[tuple[RunsPage, Watermark]]:
+    """Read what the backlogs name, newest and oldest in turn; yield each page with the watermark after it.
 
-    A token from an earlier walk that the API refuses is replaced by a walk from the top. Raises
-    ApiError: that of a request, or `bad_response` when a token repeats or pages bring nothing new.
+    At most `max_pages` pages are read that bring a run that is not known, and `REPEATS` times as many in
+    all: those that only repeat what is known, since a page token shifted or was refused, must not use up
+    what progress needs. Raises ApiError: that of a request, or `bad_response` for a list that never ends.
     """
-    met: set[str] = set()
-    tokens: set[str | None] = set()
-    while cursor.gaps and max_pages > 0:
-        gap, *later = cursor.gaps
-        try:
-            page = ask(gap.token, gap.size)
-        except ApiError as error:
-            if error.reason != "bad_response" or gap.token is None or gap.token in tokens:
-                raise
-            max_pages += gap.pages
-            cursor = replace(cursor, gaps=(Gap(gap.floor, gap.size, since=gap.since), *later))
-            continue
-        max_pages -= 1
-        if page.next_page_token in tokens:
-            raise ApiError("bad_response", "the page token repeats: the list of runs never ends")
-        ids = {run.id for run in page.runs}
-        fruitless = gap.fruitless + 1 if ids <= met else 0
-        if _goes_on(page, gap.floor):
-            met |= ids
-            tokens.add(page.next_page_token)
-            further = Gap(gap.floor, gap.size, page.next_page_token, gap.pages + 1, fruitless, gap.since)
-            later.insert(0, further)
+    walks = [_Walk(backlog, ask) for backlog in mark.backlogs]
+    most, turn = max_pages * REPEATS, 0
+    while walks and max_pages > 0 and most > 0:
+        walk = walks[-(turn % 2)]
+        turn += 1
+        page = walk.read()
+        most -= 1
+        walk.useful = not all(map(is_known, page.runs))
+        max_pages -= walk.useful or walk.backlog.since is not None
+        by_start = order(page, mark.by_start)
+        if reaches(page, walk.backlog.floor, by_start):
+            walks.remove(walk)
         else:
-            met, tokens = set(), set()
-        cursor = replace(cursor, gaps=tuple(later))
-        yield page, cursor
-        if fruitless >= MAX_FRUITLESS:
-            raise ApiError(
-                "bad_response", f"{fruitless} pages in a row brought no new run: the list never ends"
-            )
+            walk.advance(page)
+        mark = replace(mark, by_start=by_start, backlogs=tuple(each.backlog for each in walks))
+        yield page, mark
 
 
-def list_open(ask: Callable[[str, str | None], RunsPage], *, max_pages: int) -> dict[str, Run]:
-    """Read the filtered lists of the runs that are running or wait for a human, by id.
+class _Walk:
+    """One backlog that is being read."""
 
-    `ask` takes status and page token; of each list at most `max_pages` pages are read. A run that is
-    not listed may still be open: one that leaves a list while it is read can hide another behind a
-    page border. Raises ApiError.
-    """
-    found: dict[str, Run] = {}
-    for status in OPEN_STATUSES:
-        token = None
-        for _ in range(max_pages):
-            page = ask(status, token)
-            found |= {run.id: run for run in page.runs if not run.ended}
-            token = page.next_page_token
-            if token is None:
-                break
-    return found
+    def __init__(self, backlog: Backlog, ask: Ask) -> None:
+        self.backlog = backlog
+        self.useful = backlog.token is not None  # whether the newest page brought something
+        self._ask = ask
+        self._pages = self._from(backlog.token)
+
+    def _from(self, token: str | None) -> Iterator[RunsPage]:
+        return pages(lambda token: self._ask(token, self.backlog.size), token)
+
+    def read(self) -> RunsPage:
+        """The next page; from the top again when the API refuses the token, while that brings progress."""
+        try:
+            return next(self._pages)
+        except ApiError as error:
+            refused = self.backlog.token is not None and error.reason not in NOT_THE_TOKEN
+            if not refused or not self.useful:
+                raise
+        self.useful = False
+        self.backlog = replace(self.backlog, token=None, pages=0)
+        self._pages = self._from(None)
+        return next(self._pages)
+
+    def advance(self, page: RunsPage) -> None:
+        self.backlog = replace(self.backlog, token=page.next_page_token, pages=self.backlog.pages + 1)
 
 
-def next_page_size(page: RunsPage, before: Cursor, after: Cursor, full_size: int) -> int:
+def next_page_size(page: RunsPage, before: Watermark, after: Watermark, full_size: int) -> int:
     """The smallest page that should reach what is known at the next scrape, if as much happens again."""
     if before.newest is None or after.floor is None:
         return full_size
-    starts = _starts(page)
-    unsettled = sum(start >= after.floor for start in starts)
-    new = sum(start > before.newest for start in starts)
-    needed = unsettled + new + 3
+    unsettled = sum(key >= after.floor for key in _keys(page, after.by_start))
+    new = sum(start > before.newest for start in _starts(page))
+    needed = unsettled + new + TAIL
     return next((size for size in PAGE_SIZES if needed <= size < full_size), full_size)
 
 
-def _merged(newer: Gap, older: Gap) -> Gap:
-    """One walk that covers both, for when more comes than is read."""
-    floor = min(newer.floor, older.floor)
-    since = older.since if newer.since is None else newer.since
+def order(page: RunsPage, by_start: bool | None) -> bool | None:
+    """Whether the list is ordered by start; None: unknown. `by_start` is what was known before.
+
+    A page may well keep to the order of starts and to that of ends at once: then it tells nothing.
+    """
+    if by_start is False or not _descends(_starts(page)):
+        return False
+    return by_start if _descends(_keys(page, False)) else True
+
+
+def _descends(keys: list[float]) -> bool:
+    return all(newer >= older for newer, older in pairwise(keys))
+
+
+def reaches(page: RunsPage, floor: float, by_start: bool | None) -> bool:
+    """Whether all beyond this page is from before `floor`: by start, or by end where that is no order."""
+    if page.next_page_token is None:
+        return True
+    tail = _keys(page, by_start)[-TAIL:]
+    return bool(tail) and max(tail) < floor
+
+
+def _keys(page: RunsPage, by_start: bool | None) -> list[float]:
+    """What the list descends by: the starts, or the ends; that of an open run is still to come."""
+    if by_start:
+        return _starts(page)
+    ends = [(run.end or run.start) if run.ended else math.inf for run in page.runs]
+    return [end for end in ends if end is not None]
+
+
+def _few(backlogs: tuple[Backlog, ...]) -> tuple[Backlog, ...]:
+    """At most MAX_BACKLOGS of them: the two neighbours of which least is read again become one walk."""
+    if len(backlogs) <= MAX_BACKLOGS:
+        return backlogs
+    n = min(range(1, len(backlogs)), key=lambda n: backlogs[n].pages)
+    newer, older = backlogs[n - 1 : n + 1]
+    since = next((each.since for each in (newer, older) if each.since is not None), None)
+    joined = replace(newer, floor=min(newer.floor, older.floor), since=since)
     if older.token is None:
-        return Gap(floor, older.size, since=since)
-    return Gap(floor, newer.size, newer.token, newer.pages, since=since)
-
-
-def _goes_on(page: RunsPage, floor: float) -> bool:
-    oldest = next((start for run in reversed(page.runs) if (start := run.start) is not None), floor)
-    return page.next_page_token is not None and oldest >= floor
+        joined = replace(joined, token=None, pages=0)
+    return (*backlogs[: n - 1], joined, *backlogs[n + 1 :])
 
 
 def _starts(page: RunsPage) -> list[float]:

@@ -184,11 +184,11 @@ def config(directory: Path, url: str, *agents: int, **sections: str) -> Path:
 
 
 def audit(file: Path) -> tuple[int, str]:
-    """Exit code and table of `--audit`."""
+    """Exit code and table of `--audit`, or the line that came in its place."""
     command = [sys.executable, "-m", "exporter", "--config.file", str(file), "--audit"]
     root = str(Path(__file__).parents[2])
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=root)
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout or done.stderr
 
 
 def program(*names: str) -> str:

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 from tests.e2e.harness import Process, Webhook, free_port, get, program, wait_for
 
 pytestmark = pytest.mark.servers
 CONFIG = Path(__file__).parents[2] / "prometheus" / "alertmanager.yml"
-WEBHOOKS = "http://127.0.0.1:9099"  # what the shipped configuration sends to
+RECEIVERS = ("pager", "tickets", "log", "nobody")  # empty as shipped
 
 DOWN = {"alertname": "ModusExporterDown", "severity": "critical", "job": "modus"}
 ONE_DOWN = {"alertname": "ModusExporterDown", "severity": "warning", "job": "modus", "instance": "b"}
+NOTHING = {"alertname": "ModusNothingToRead", "severity": "critical", "job": "modus"}
 UNREACHABLE = {"alertname": "ModusApiUnreachable", "severity": "critical", "job": "modus"}
 TOKEN = {"alertname": "ModusTokenRejected", "severity": "critical", "job": "modus"}
 AGENT = {"severity": "warning", "job": "modus", "agent_id": "105", "agent_name": "Contract review"}
@@ -30,29 +32,36 @@ OTHER_FAILED, OTHER_RATIO, OTHER_BURN_SLOW = (
     {**OTHER_AGENT, "alertname": alert["alertname"]} for alert in (FAILED, RATIO, BURN_SLOW)
 )
 OTHER_JOB = {**STUCK, "job": "modus-staging"}
+OTHER_NAMESPACE = {**STUCK, "namespace": "staging"}  # agent 105 there is another one
+OTHERS = (OTHER_JOB, OTHER_NAMESPACE)
+
+
+def command(config: Path, directory: Path, address: str) -> list[str]:
+    """What starts an Alertmanager with this configuration."""
+    return [
+        program("prometheus-alertmanager", "alertmanager"),
+        f"--config.file={config}",
+        f"--storage.path={directory / 'alerts'}",
+        f"--web.listen-address={address}",
+        "--cluster.listen-address=",
+    ]
 
 
 class Alertmanager(Process):
-    """One with the shipped configuration, but that it sends to this webhook; from the moment it is ready."""
+    """One with the shipped configuration, its receivers filled in; from the moment it is ready."""
 
     def __init__(self, directory: Path, webhook: Webhook) -> None:
-        shipped = CONFIG.read_text(encoding="utf-8")
-        assert WEBHOOKS in shipped
-        assert "group_wait: 10s" in shipped
+        shipped = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+        assert sorted(each["name"] for each in shipped["receivers"]) == sorted(RECEIVERS)
+        for each in shipped["receivers"]:
+            each["webhook_configs"] = [{"url": f"{webhook.url}/{each['name']}"}]
         config = directory / "alertmanager.yml"
-        shipped = shipped.replace("group_wait: 10s", "group_wait: 1s")  # nobody here has to read them
-        config.write_text(shipped.replace(WEBHOOKS, webhook.url))
+        shipped["route"]["group_wait"] = "1s"  # nobody here has to read them
+        config.write_text(yaml.safe_dump(shipped))
         self.webhook = webhook
         self.address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self.address}"
-        command = [
-            program("prometheus-alertmanager", "alertmanager"),
-            f"--config.file={config}",
-            f"--storage.path={directory / 'alerts'}",
-            f"--web.listen-address={self.address}",
-            "--cluster.listen-address=",
-        ]
-        super().__init__(command, directory)
+        super().__init__(command(config, directory, self.address), directory)
         self.is_up("Alertmanager")
 
     def post(self, *alerts: dict[str, str]) -> None:
@@ -90,11 +99,21 @@ def by_name(alerts):
 @pytest.mark.parametrize(
     ("posted", "silenced"),
     [
-        pytest.param([STUCK, STALE, UNREACHABLE, DOWN], [STUCK, STALE, UNREACHABLE], id="exporter down"),
-        pytest.param([STUCK, STALE, BURN_FAST, UNREACHABLE], [STUCK, STALE, BURN_FAST], id="API unreachable"),
+        pytest.param(
+            [STUCK, STALE, UNREACHABLE, NOTHING, DOWN],
+            [STUCK, STALE, UNREACHABLE, NOTHING],
+            id="exporter down",
+        ),
+        pytest.param(
+            [STUCK, STALE, BURN_FAST, NOTHING, UNREACHABLE],
+            [STUCK, STALE, BURN_FAST, NOTHING],
+            id="API unreachable",
+        ),
         pytest.param([STUCK, OTHER_AGENT, STALE], [STUCK], id="stale data of one agent"),
         pytest.param(
-            [STUCK, OTHER_AGENT, STALE, TOKEN], [STUCK, STALE], id="token rejected for one agent's data"
+            [STUCK, OTHER_AGENT, STALE, NOTHING, TOKEN],
+            [STUCK, STALE, NOTHING],
+            id="token rejected for one agent's data",
         ),
         pytest.param([STUCK, ONE_DOWN], [], id="one of several exporters down"),
         pytest.param(
@@ -105,7 +124,7 @@ def by_name(alerts):
     ],
 )
 def test_an_alert_is_silenced_by_its_cause_and_by_nothing_else(alertmanager, posted, silenced):
-    alertmanager.post(*posted, OTHER_JOB)
+    alertmanager.post(*posted, *OTHERS)
     assert by_name(alertmanager.alerts("suppressed")) == by_name(silenced)
 
 
@@ -119,3 +138,16 @@ def test_each_agent_is_told_once_under_each_cause(alertmanager):
     alertmanager.post(STUCK, OTHER_AGENT, RATIO)
     told = [("tickets", [alert]) for alert in by_name([STUCK, OTHER_AGENT, RATIO])]
     assert alertmanager.notifications(3) == told
+
+
+def test_the_shipped_configuration_starts_without_a_warning_and_its_default_receiver_does_nothing(tmp_path):
+    shipped = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    assert {"name": shipped["route"]["receiver"]} in shipped["receivers"]
+    address = f"127.0.0.1:{free_port()}"
+    running = Process(command(CONFIG, tmp_path, address), tmp_path)
+    try:
+        wait_for("Alertmanager is ready", lambda: get(f"http://{address}/-/ready"))
+    finally:
+        running.stop()
+    assert "Completed loading of configuration file" in running.said()
+    assert [line for line in running.said().splitlines() if "level=warn" in line.lower()] == []

@@ -19,8 +19,10 @@ import pytest
 import requests
 
 from exporter.demo.simulator import Answer, Request, SimulatedModus
-from exporter.modus.model import Cursor, Run
+from exporter.modus.model import Run
 from exporter.runs.ledger import Ledger
+from exporter.runs.reader import Memory, Reading
+from exporter.runs.state import Watermark
 from exporter.runs.store import read_state
 from tests.e2e.harness import (
     OPENMETRICS,
@@ -42,7 +44,6 @@ ROOT = str(Path(__file__).parents[2])
 LIVE = (
     "modus_agent_runs",
     "modus_agent_executions",
-    "modus_agent_info",
     "modus_agent_oldest_open_run_start_timestamp_seconds",
 )
 WITHIN = 5.0  # seconds in which a signal must have ended the process
@@ -54,6 +55,10 @@ def labels(agent_id: int) -> dict[str, str]:
 
 def up(scrape: Scrape, agent_id: int) -> float:
     return scrape.value("modus_agent_up", **labels(agent_id))
+
+
+def complete(scrape: Scrape) -> float:
+    return scrape.value("modus_exporter_scrape_complete")
 
 
 def completed(scrape: Scrape, agent_id: int = WELL) -> int:
@@ -87,7 +92,12 @@ def test_whatever_the_api_does_to_one_agent_the_others_are_read_and_counters_sta
             modus.fault = lambda request, fault=fault: fault() if request.agent_id == ILL else None  # type: ignore[misc]
             modus.start_run(WELL, lasts=0.0)
             scrape = running.scrape()
-            assert (up(scrape, ILL), up(scrape, WELL), scrape.value("modus_up")) == (0, 1, 0)
+            assert (up(scrape, ILL), up(scrape, WELL), complete(scrape), scrape.value("modus_up")) == (
+                0,
+                1,
+                0,
+                1,
+            )
             errors = {
                 sample.labels["reason"]: sample.value
                 for sample in scrape.all("modus_agent_read_errors_total", **labels(ILL))
@@ -99,10 +109,11 @@ def test_whatever_the_api_does_to_one_agent_the_others_are_read_and_counters_sta
             assert (completed(scrape, ILL), completed(scrape, WELL)) == (3, number)
         modus.fault = None
         scrape = running.scrape()
-        assert (up(scrape, ILL), scrape.value("modus_up")) == (1, 1)
+        assert (up(scrape, ILL), complete(scrape)) == (1, 1)
         modus.close()  # connection refused
         scrape = running.scrape()
         assert (up(scrape, ILL), up(scrape, WELL), completed(scrape, ILL)) == (0, 0, 3)
+        assert (scrape.value("modus_up"), len(scrape.all("modus_agent_info"))) == (0, 2)
         assert scrape.value("modus_agent_read_errors_total", reason="connection", **labels(WELL)) == 1
 
 
@@ -315,7 +326,7 @@ def test_a_fault_of_the_disk_stops_no_scrape_and_counts_nothing_twice(
             for number in (4, 5):
                 modus.start_run(WELL, lasts=0.0)
                 scrape = running.scrape()
-                assert (completed(scrape), scrape.value("modus_up")) == (number, 1)
+                assert (completed(scrape), complete(scrape)) == (number, 1)
                 if fault in DOWN:
                     assert scrape.value("modus_exporter_ledger_up") == 0
         for _ in range(2):
@@ -359,8 +370,7 @@ def test_wherever_the_disk_gets_full_a_fresh_file_is_whole_in_the_end(small_disk
     run = Run("wf:1", "wf", "completed", started_at="2026-01-01T00:00:00Z", duration_ms=1.0)
     for left in range(0, 96 * 1024, 4096):
         book = Ledger(str(path), (1.0,), lookback=1e12)
-        book.account(WELL, now)
-        book.record(WELL, [run], Cursor(), now)
+        book.record(WELL, Reading(Watermark(), Memory(), runs=[run], now=now))
         book.commit()
         for file in all_files(path):
             file.unlink()

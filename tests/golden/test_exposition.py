@@ -2,13 +2,16 @@
 
 import os
 import platform
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from exporter.histogram import Exemplar, Histogram
 from exporter.metrics.table import AgentSnapshot, Snapshot
-from exporter.modus.model import Exemplar, Totals
+from exporter.modus.errors import REASONS
+from exporter.runs.state import MISSED, Totals
 from tests.oracle import expected, exposed
 
 HERE = Path(__file__).parent
@@ -19,13 +22,14 @@ START = 1_790_000_000.0
 def totals() -> Totals:
     return Totals(
         created=START - 86400,
-        durations_created=START - 86400,
-        buckets=[2, 1, 1],
-        exemplars=[Exemplar("wf_1:a", 0.5, START - 30), None, Exemplar("wf_9:z", 75.25, START - 600)],
-        duration_sum=100.25,
+        durations=durations(),
         finished={"completed": {"schedule": 3, "api": 1}, "error": {"schedule": 0, "api": 2}},
-        last_end={"completed": START - 30, "error": START - 90},
     )
+
+
+def durations() -> Histogram:
+    newest = [Exemplar("wf_1:a", 0.5, START - 30), None, Exemplar("wf_9:z", 75.25, START - 600)]
+    return Histogram([2, 1, 1], START - 86400, 100.25, newest)
 
 
 def healthy(name: str = "Invoice triage", agent_id: int = 42) -> AgentSnapshot:
@@ -37,11 +41,17 @@ def healthy(name: str = "Invoice triage", agent_id: int = 42) -> AgentSnapshot:
         created=START,
         read_duration=0.0625,
         type="task",
+        enabled=True,
         counts={"all_executions": 6, "running": 1, "awaiting_human": 0, "error": 2, "completed": 3},
         open_starts={"running": START - 120},
         totals=totals(),
+        durations=durations(),
+        missed={"vanished": 1},
+        consecutive_failures=0,
+        last_end={"completed": START - 30, "error": START - 90},
         last_start=START - 120,
         last_read=START,
+        last_reconciled=START - 1800,
         expected_interval=3600.0,
     )
 
@@ -54,11 +64,20 @@ def failed() -> AgentSnapshot:
         errors={"forbidden": 2},
         created=START,
         read_duration=0.0625,
+        type="task",
         totals=totals(),
+        durations=durations(),
+        consecutive_failures=2,
+        last_end={"completed": START - 90, "error": START - 30},
         last_start=START - 120,
         last_read=START - 60,
         backlog=True,
     )
+
+
+def first_seen() -> AgentSnapshot:
+    """Its counters are not shown yet: older pages are still to be read."""
+    return replace(healthy(), totals=None, backlog=True)
 
 
 def snapshot(*agents: AgentSnapshot) -> Snapshot:
@@ -72,8 +91,9 @@ def snapshot(*agents: AgentSnapshot) -> Snapshot:
         created=START,
         requests={("list_runs", "200"): 3, ("list_runs", "403"): 2} if agents else {},
         request_bounds=(0.1, 1.0),
-        request_durations={"list_runs": ([4, 1, 0], 0.75)} if agents else {},
+        request_durations={"list_runs": Histogram([4, 1, 0], START, 0.75)} if agents else {},
         reloaded=START,
+        up=bool(agents),
     )
 
 
@@ -85,6 +105,8 @@ CASES = {
         healthy("", 43),
     ),
     "failure": snapshot(failed()),
+    "first-sight": snapshot(first_seen()),
+    "created": replace(snapshot(healthy()), show_created=True),
 }
 
 
@@ -98,6 +120,42 @@ def test_the_exposition_is_this_byte_for_byte(case: str, openmetrics: bool) -> N
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_bytes(shown)
     assert shown.decode() == path.read_bytes().decode()
+
+
+@pytest.mark.parametrize(
+    ("counts", "shown"),
+    [
+        ({"error": 3}, {"running": 0, "awaiting_human": 0, "error": 3, "completed": 0}),
+        ({"paused": 1}, {"running": 0, "awaiting_human": 0, "error": 0, "completed": 0, "paused": 1}),
+        ({"all_executions": 3}, {}),
+        ({}, {}),
+        (None, {}),
+    ],
+)
+def test_a_documented_status_is_there_at_0_when_the_api_names_only_others(
+    counts: dict[str, int] | None, shown: dict[str, int]
+) -> None:
+    text = exposed(snapshot(replace(healthy(), counts=counts)), openmetrics=False).decode()
+    found = re.findall(r'^modus_agent_runs\{agent_id="42",status="(\w+)"\} (.*)$', text, re.M)
+    assert {status: float(n) for status, n in found} == shown
+
+
+def test_every_read_error_and_every_reason_of_a_missed_run_is_there_at_0_from_the_start() -> None:
+    text = exposed(snapshot(replace(healthy(), missed={})), openmetrics=False).decode()
+    for name, reasons in (("read_errors", REASONS), ("runs_missed", MISSED)):
+        found = re.findall(rf'^modus_agent_{name}_total\{{agent_id="42",reason="(\w+)"\}} 0\.0$', text, re.M)
+        assert tuple(found) == reasons
+
+
+def test_an_agent_keeps_its_info_when_it_cannot_be_read() -> None:
+    text = exposed(snapshot(failed()), openmetrics=False).decode()
+    assert 'modus_agent_info{agent_id="42",agent_name="Invoice triage",agent_type="task"} 1.0\n' in text
+
+
+def test_a_rename_changes_the_info_series_and_no_other() -> None:
+    before, after = (exposed(snapshot(healthy(name)), openmetrics=True).decode() for name in ("old", "new"))
+    changed = set(before.splitlines()) ^ set(after.splitlines())
+    assert {line.partition("{")[0] for line in changed} == {"modus_agent_info"}
 
 
 def test_statuses_without_end_and_texts_without_end_become_few_and_short() -> None:

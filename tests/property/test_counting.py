@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from exporter.demo.simulator import SimulatedModus, SimulatedRun
-from exporter.modus.model import ApiError
+from exporter.modus.errors import ApiError
 from tests.simulation import BOUNDS, DAY, Clock, Exporter, finished
 from tests.simulation import settings as exporter_settings
 

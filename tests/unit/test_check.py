@@ -10,8 +10,8 @@ import pytest
 from exporter.demo.simulator import Answer, Request, SimulatedModus
 from exporter.metrics.collector import Settings
 from exporter.modus.client import ModusClient
-from exporter.modus.discovery import Discovery
-from exporter.modus.model import REASONS
+from exporter.modus.discovery import Selection
+from exporter.modus.errors import REASONS
 from exporter.runs import check
 from tests.simulation import Clock, settings
 
@@ -36,13 +36,13 @@ def checked(
     out = io.StringIO()
     options = {"resource": resource, "timeout": 5.0, "concurrency": 2, "sleep": lambda seconds: None} | more
     client = ModusClient(modus.url, lambda: "demo", **options)  # type: ignore[arg-type]
-    code = check.run(client, chosen, out)
+    code = check.run(client, chosen.selection, chosen.concurrency, chosen.limits.timeframe, out)
     client.close()
     return code, out.getvalue()
 
 
 def discovering(*include: str) -> Settings:
-    return replace(settings(), discovery=Discovery(include or ("*",), ["Skip*"], 300.0))
+    return replace(settings(), selection=Selection([], include or ("*",), ["Skip*"]))
 
 
 def problem(modus: SimulatedModus, resource: str = "auto", **more: object) -> str:
@@ -177,7 +177,7 @@ def test_without_any_agent_there_is_nothing_to_read(modus: SimulatedModus) -> No
 
 
 def test_every_reason_has_a_way_to_mend_it() -> None:
-    assert check.MEND.keys() == set(REASONS)
+    assert check.REMEDIES.keys() == set(REASONS)
 
 
 def test_a_row_is_one_line_and_columns_stand_below_each_other_whatever_a_name_holds() -> None:

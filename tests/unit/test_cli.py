@@ -5,14 +5,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from exporter import __version__
-from exporter.demo.simulator import SimulatedModus
-from tests.e2e.harness import Exporter, ended, exporter, wait_for
+from exporter.demo.simulator import Request, SimulatedModus
+from tests.e2e.harness import Exporter, ended, exporter
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,7 +153,7 @@ def test_the_help_names_each_flag_once_with_what_it_does() -> None:
     done = run("--help")
     assert (done.returncode, done.stderr) == (0, "")
     flags = re.findall(r"^  (?:-h, )?(--[\w.-]+)", done.stdout, re.M)
-    assert len(flags) == len(set(flags)) == 15
+    assert len(flags) == len(set(flags)) == 18
 
 
 def closed_pipe() -> int:
@@ -300,14 +301,21 @@ def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
     file = config(tmp_path, modus, f"{listed}\nstate: {{path: '{tmp_path}/state.db'}}")
     with exporter(tmp_path, "--config.file", file) as running:
         running.scrape()
-    modus.latency = 60.0
+    asked, release = threading.Event(), threading.Event()
+
+    def hang(request: Request) -> None:
+        asked.set()
+        release.wait(60)
+
+    modus.fault = hang
     command = [sys.executable, "-m", "exporter", flag, "--config.file", file]
     with ended(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)) as check:
-        wait_for("it asks the API", lambda: modus._server and modus._server.connections)
+        assert asked.wait(60)
         check.terminate()
         assert check.wait(5) == 0  # a request may take ten seconds
         assert check.stderr is not None
         assert check.stderr.read() == ""
+    release.set()
 
 
 @pytest.mark.servers
@@ -316,7 +324,9 @@ def test_a_log_names_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
     file = config(tmp_path, modus)
     modus.token = "another"  # noqa: S105
     running = Exporter(tmp_path, "--config.file", file, "--log.level", "debug")
-    assert "modus_up 0.0" in running.exposition()
+    shown = running.exposition()
+    assert "modus_exporter_scrape_complete 0.0" in shown
+    assert "modus_up 1.0" in shown  # a refusal is an answer
     assert running.stop() == 0
     assert "401" in running.said()
     assert "secret" not in running.said()

@@ -1,483 +1,559 @@
-"""ModusClient: what it asks, how it decodes, which route it takes, how it keeps its connections."""
+"""ModusClient by the answers it gets: what it asks, what it makes of them, and when it asks again."""
 
+import base64
 import contextlib
-import gzip
-import ipaddress
+import itertools
+import json
 import logging
-import ssl
-import threading
-import time
+import re
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+import requests
+import responses
 
 from exporter import __version__
-from exporter.modus.client import OTHER_ROUTE_AGAIN, REQUEST_BUCKETS, ModusClient
-from exporter.modus.model import Agent, ApiError, Run
-from tests.wire import Wire, answering, failure, page, response, run
+from exporter.deadline import Deadline
+from exporter.modus.client import ModusClient
+from exporter.modus.errors import ApiError
+from exporter.modus.pacing import BACKOFF, DEFAULT_PAUSE, LONGEST_PAUSE, RETRIES
+from exporter.modus.requeststats import REQUEST_BUCKETS
+from exporter.modus.routes import LOOK_AGAIN
+from tests.simulation import Clock
+from tests.wire import counted, envelope, forget_environment, page, run
 
 TOKEN = "modus_pat_org_prefix_secret"  # noqa: S105
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
-    for name in (
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "no_proxy",
-        "requests_ca_bundle",
-        "curl_ca_bundle",
-    ):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+HOST = "https://api.example"
+RUNS = f"{HOST}/api/v1/agents/42/runs"
+HANG = 10.0  # seconds
 
 
 @pytest.fixture
-def api():
-    """Start an API with an answer per request, or a script per connection; get a client for it."""
+def modus():
+    """The API: the answers that a test adds, in turn, the last one for ever."""
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        yield mock
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    """Make a client that does not sleep but notes in `pauses` how long it would have."""
+    forget_environment(monkeypatch)
     with contextlib.ExitStack() as stack:
 
-        def start(answer, **options):
-            wire = Wire(answering(answer))
-            stack.callback(wire.close)
-            return wire, connect(wire, **options)
-
-        def connect(wire, **options):
-            client = ModusClient(wire.url, lambda: TOKEN, **{"resource": "agents"} | options)
+        def make(base_url=HOST, token=lambda: TOKEN, **options):
+            pauses = []
+            options = {"resource": "agents", "jitter": lambda: 1.0, "sleep": pauses.append} | options
+            client = ModusClient(base_url, token, **options)
+            client.pauses = pauses
             stack.callback(client.close)
             return client
 
-        start.connect = connect
-        start.stack = stack
-        yield start
+        yield make
 
 
 def ask(client, agent_id=42, **options):
-    return client.runs(agent_id, deadline=time.monotonic() + 20, page_size=100, **options)
+    return client.runs(agent_id, **{"deadline": Deadline(HANG), "page_size": 100} | options)
 
 
-def routes(*known, agents=(42,)):
-    """An API that has the routes named and the agents named."""
-
-    def answer(head):
-        _, _, _, route, *rest = head.split(" ")[1].partition("?")[0].split("/")
-        return response(page()) if route in known and int(rest[0]) in agents else failure(404, "Not found.")
-
-    return answer
+def error_of(client, **options) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        ask(client, **options)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+    return caught.value
 
 
-# decoding
-
-
-def test_a_page_of_runs_is_decoded(api):
-    _, client = api(
-        lambda _: response(page(run(), run("wf-2:r2", status="running"), following="next", error=0))
-    )
-    answer = ask(client)
-    assert answer.runs == [
-        Run(
-            id="wf-1:r1",
-            workflow_id="wf-1",
-            status="completed",
-            agent_name="Invoice triage",
-            agent_type="task",
-            temporal_run_id="r1",
-            trigger_type="schedule",
-            started_at="2026-07-01T10:00:00.000Z",
-            ended_at="2026-07-01T10:00:20.500Z",
-            duration_ms=20500,
-        ),
-        answer.runs[1],
-    ]
-    assert answer.runs[1].status == "running"
-    assert answer.counts == {"all_executions": 2, "error": 0}
-    assert answer.next_page_token == "next"  # noqa: S105 - of a page
-
-
-def test_unknown_fields_and_statuses_are_no_obstacle(api):
-    _, client = api(lambda _: response(page(run(status="paused", news={"a": [1]}), paused=1) | {"more": 1}))
-    answer = ask(client)
-    assert answer.runs[0].status == "paused"
-    assert answer.counts == {"all_executions": 1, "paused": 1}
-
-
-@pytest.mark.parametrize(("counts", "read"), [(None, {}), ({"running": None, "error": 2}, {"error": 2})])
-def test_counts_that_are_null_are_left_out(api, counts, read):
-    _, client = api(lambda _: response({"runs": [], "counts": counts}))
-    assert ask(client).counts == read
-
-
-@pytest.mark.parametrize("rest", [{}, {"nextPageToken": None}, {"nextPageToken": ""}])
-def test_the_last_page_has_no_token(api, rest):
-    _, client = api(lambda _: response({"runs": [], "counts": {}, "agents": []} | rest))
-    assert ask(client).next_page_token is None
-    assert client.agents(deadline=time.monotonic() + 20).next_page_token is None
-
-
-def test_agents_are_listed_with_the_token_of_the_next_page(api):
-    listed = {"agents": [{"id": 7, "name": "A", "type": "task", "status": "active", "slug": "a"}]}
-    wire, client = api(lambda _: response(listed | {"nextPageToken": "p2"}))
-    answer = client.agents(deadline=time.monotonic() + 20, page_token="p1")  # noqa: S106 - of a page
-    assert (answer.agents, answer.next_page_token) == ([Agent(7, "A", "task", "active")], "p2")
-    assert wire.paths == ["/api/v1/agents?pageSize=100&pageToken=p1"]
-
-
-def test_one_run_is_asked_for_by_its_workflow_and_temporal_ids(api):
-    wire, client = api(lambda _: response(run()))
-    answer = client.run(42, "a/b?c#d e", "r&1", deadline=time.monotonic() + 20)
-    assert answer.id == "wf-1:r1"
-    client.run(42, "wf", None, deadline=time.monotonic() + 20)
-    assert wire.paths == [
-        "/api/v1/agents/42/runs/a%2Fb%3Fc%23d%20e?temporalRunId=r%261",
-        "/api/v1/agents/42/runs/wf",
-    ]
-
-
-def test_a_gzipped_page_is_unpacked(api):
-    body = gzip.compress(b'{"runs": [], "counts": {"error": 3}}')
-    _, client = api(lambda _: response(body, Content_Encoding="gzip"))
-    assert ask(client).counts == {"error": 3}
+def paths(modus) -> list[str]:
+    return [call.request.url.removeprefix(HOST) for call in modus.calls]
 
 
 # asking
 
 
-def test_only_parameters_that_are_given_are_sent(api):
-    wire, client = api(lambda _: response(page()))
+def test_only_parameters_that_are_given_are_sent(modus, connect):
+    modus.get(RUNS, json=page())
+    client = connect()
     ask(client)
     query = {"page_token": "a=b&c", "status": "awaiting_human", "approval_scope": "all"}
     ask(client, **query, timeframe="last_day")
-    assert wire.paths == [
+    assert paths(modus) == [
         "/api/v1/agents/42/runs?pageSize=100",
         "/api/v1/agents/42/runs?pageSize=100&pageToken=a%3Db%26c"
         "&status=awaiting_human&approvalScope=all&timeframe=last_day",
     ]
 
 
-def test_a_base_url_may_have_a_path_and_a_slash_at_its_end(api):
-    wire, _ = api(lambda _: response(page()))
-    wire.url += "/modus/"
-    ask(api.connect(wire))
-    assert wire.paths == ["/modus/api/v1/agents/42/runs?pageSize=100"]
+def test_one_run_is_asked_for_by_its_workflow_and_temporal_ids(modus, connect):
+    modus.get(re.compile(RUNS), json=run())
+    client = connect()
+    assert client.run(42, "a/b?c#d e", "r&1", deadline=Deadline(HANG)).id == "wf-1:r1"
+    client.run(42, "wf", None, deadline=Deadline(HANG))
+    assert paths(modus) == [
+        "/api/v1/agents/42/runs/a%2Fb%3Fc%23d%20e?temporalRunId=r%261",
+        "/api/v1/agents/42/runs/wf",
+    ]
 
 
-def test_every_request_names_the_exporter_and_carries_the_token_of_the_moment(api):
-    wire, _ = api(lambda _: response(page()))
+@pytest.mark.parametrize("end", ["/modus", "/modus/", "/modus/api", "/modus/api/v1", "/modus/api/v1/"])
+def test_a_base_url_may_have_a_path_and_name_what_follows_it_too(modus, connect, end):
+    modus.get(f"{HOST}/modus/api/v1/agents/42/runs", json=page(error=3))
+    assert ask(connect(HOST + end)).counts["error"] == 3
+
+
+def test_every_request_names_the_exporter_and_carries_the_token_of_the_moment(modus, connect):
+    modus.get(RUNS, json=page())
     tokens = iter(["first", "second"])
-    with contextlib.closing(ModusClient(wire.url, lambda: next(tokens))) as client:
-        ask(client)
-        ask(client)
-    for head, token in zip(wire.requests, ["first", "second"], strict=True):
-        lines = head.split("\r\n")
-        assert f"Authorization: Bearer {token}" in lines
-        assert f"User-Agent: modus-exporter/{__version__}" in lines
-        assert "Accept-Encoding: gzip" in lines
-        assert "Cookie" not in head
+    client = connect(token=lambda: next(tokens))
+    ask(client)
+    ask(client)
+    for call, token in zip(modus.calls, ["first", "second"], strict=True):
+        assert call.request.headers == {
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            "User-Agent": f"modus-exporter/{__version__}",
+            "Authorization": f"Bearer {token}",
+        }
 
 
-def test_an_error_of_the_token_source_is_passed_on_and_nothing_is_asked(api):
-    wire, _ = api(lambda _: response(page()))
-
+def test_an_error_of_the_token_source_is_passed_on_and_nothing_is_asked(modus, connect):
     def missing():
         raise ApiError("unauthorized", "token_file: no such file")
 
-    with contextlib.closing(ModusClient(wire.url, missing)) as client:
-        with pytest.raises(ApiError, match="token_file: no such file"):
-            ask(client)
-        assert client.stats().requests == {}
-    assert wire.connections == 0
+    client = connect(token=missing)
+    with pytest.raises(ApiError, match="token_file: no such file"):
+        ask(client)
+    assert counted(client) == {}
+    assert not modus.calls
 
 
-@pytest.mark.parametrize("url", ["api.getmodus.com", "http://", "ftp://example.com", "http://[::1"])
-def test_a_base_url_that_cannot_be_used_is_one_clear_error(url):
-    with pytest.raises(ApiError, match=r"modus\.base_url") as caught:
-        ModusClient(url, lambda: TOKEN)
+@pytest.mark.parametrize("token", ["", "secret\n", "secret\r\nX-Evil: 1", "secret 2", "secrét", "secret\x00"])
+def test_a_token_that_no_header_can_carry_is_an_error_that_does_not_show_it(modus, connect, token):
+    error = error_of(connect(token=lambda: token))
+    assert error.reason == "unauthorized"
+    assert "modus.token" in str(error)
+    assert "secr" not in str(error)
+    assert not modus.calls
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("api.getmodus.com", "has to begin with https://"),
+        ("localhost:8080", "has to begin with https://"),
+        ("ftp://example.com", "has to begin with https://"),
+        ("user:hidden@api.getmodus.com", "has to begin with https://"),
+        ("http://", "is no URL"),
+        ("http://[::1", "is no URL"),
+    ],
+)
+def test_a_base_url_that_cannot_be_used_is_one_clear_error(connect, url, text):
+    with pytest.raises(ApiError, match=rf"modus\.base_url {text}") as caught:
+        connect(url)
     assert caught.value.reason == "connection"
+    assert "hidden" not in str(caught.value)
+
+
+def test_nothing_is_asked_when_no_time_is_left(modus, connect):
+    client = connect()
+    assert error_of(client, deadline=Deadline(0)).reason == "deadline"
+    assert not modus.calls
+    assert counted(client) == {}
+
+
+# statuses
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (400, "bad_response"),
+        (401, "unauthorized"),
+        (403, "forbidden"),
+        (404, "not_found"),
+        (409, "bad_response"),
+        (422, "bad_response"),
+        (429, "rate_limited"),
+        (500, "server_error"),
+        (503, "server_error"),
+    ],
+)
+def test_a_refusal_has_its_reason_and_quotes_message_and_request_id(modus, connect, status, reason):
+    modus.get(RUNS, json=envelope("Something is wrong.", "req_77"), status=status)
+    error = error_of(connect())
+    assert (error.reason, error.status) == (reason, status)
+    assert f"GET {RUNS}: {status} Something is wrong. (request req_77)" in str(error)
+
+
+def test_an_answer_without_a_body_that_has_to_have_one_is_a_bad_response(modus, connect):
+    modus.get(RUNS, status=204)
+    error = error_of(connect())
+    assert (error.reason, error.status) == ("bad_response", 204)
+
+
+def test_a_403_names_the_missing_scopes(modus, connect):
+    info = {"missing": ["agents:invoke", "agents:read"]}
+    modus.get(RUNS, json={"error": {"message": "Missing.", "info": info}}, status=403)
+    error = error_of(connect())
+    assert error.missing == ("agents:invoke", "agents:read")
+    assert "the token lacks agents:invoke, agents:read" in str(error)
+
+
+def test_texts_of_the_server_become_one_bounded_printable_line(modus, connect):
+    body = envelope("a\nb\x00\u2028c\x1b[31m" + "x" * 10_000, "r\r\n" + "y" * 10_000)
+    modus.get(RUNS, json=body, status=401)
+    text = str(error_of(connect()))
+    assert "a b\ufffd c\ufffd[31mxxx" in text
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize(("status", "reason"), [(502, "server_error"), (401, "unauthorized")])
+def test_an_error_page_of_a_proxy_is_quoted_at_its_start(modus, connect, status, reason):
+    body = "<html>\r\n<h1>Bad gateway</h1>" + "x" * 10_000
+    modus.get(RUNS, body=body, status=status, content_type="text/html")
+    error = error_of(connect())
+    assert error.reason == reason
+    assert f"{status}, text/html, starts '<html> <h1>Bad gateway</h1>xxx" in str(error)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize(
+    "location", ["http://user@else.example/api", "//else.example", "http://else.example?q"]
+)
+def test_a_redirect_to_another_host_is_not_followed(modus, connect, status, location):
+    modus.get(RUNS, status=status, headers={"Location": location})
+    error = error_of(connect())
+    assert error.reason == "bad_response"
+    assert f"{status}, a redirect to else.example, is not followed: correct modus.base_url" in str(error)
+    assert len(modus.calls) == 1
+
+
+@pytest.mark.parametrize("location", ["/login", "http://[::1", "", "x" * 5000])
+def test_any_other_redirect_is_not_followed_either(modus, connect, location):
+    modus.get(RUNS, status=302, headers={"Location": location})
+    assert error_of(connect()).reason == "bad_response"
+    assert len(modus.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "advice"),
+    [
+        (407, "Proxy Authentication Required", "the proxy wants a user and a password"),
+        (400, "The plain HTTP request was sent to HTTPS port", "write https:// in modus.base_url"),
+    ],
+)
+def test_a_refusal_that_the_configuration_can_mend_says_how(modus, connect, status, body, advice):
+    modus.get(RUNS, body=body, status=status)
+    assert advice in str(error_of(connect()))
+
+
+# asking again
+
+
+def test_resets_are_tried_again_with_pauses_that_double(modus, connect):
+    for _ in range(RETRIES):
+        modus.get(RUNS, body=requests.ConnectionError(ConnectionResetError()))
+    modus.get(RUNS, json=page(error=1))
+    client = connect()
+    assert ask(client).counts["error"] == 1
+    assert client.pauses == [BACKOFF, 2 * BACKOFF]
+    assert counted(client) == {("list_runs", "connection"): 2, ("list_runs", "200"): 1}
+
+
+def test_after_the_last_retry_the_error_is_that_of_the_connection(modus, connect):
+    modus.get(RUNS, body=requests.ConnectionError(ConnectionResetError()))
+    error = error_of(connect())
+    assert (error.reason, "reset" in str(error)) == ("connection", True)
+    assert len(modus.calls) == 1 + RETRIES
+
+
+def test_server_errors_are_tried_again(modus, connect):
+    for answer in ({"status": 503}, {"status": 500}, {"json": page(error=2)}):
+        modus.get(RUNS, **answer)
+    client = connect()
+    assert ask(client).counts["error"] == 2
+    assert client.pauses == [BACKOFF, 2 * BACKOFF]
+
+
+def test_server_errors_are_not_tried_for_ever(modus, connect):
+    modus.get(RUNS, status=500)
+    assert error_of(connect()).reason == "server_error"
+    assert len(modus.calls) == 1 + RETRIES
+
+
+def test_pauses_are_drawn_anew_from_zero_to_their_length(modus, connect):
+    modus.get(RUNS, status=500)
+    draws = itertools.cycle([0.25, 0.0])
+    client = connect(jitter=lambda: next(draws))
+    error_of(client)
+    assert client.pauses == [0.25 * BACKOFF, 0.0]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429])
+def test_refusals_are_not_tried_again(modus, connect, status):
+    modus.get(RUNS, status=status)
+    error_of(connect())
+    assert len(modus.calls) == 1
+
+
+def test_a_pause_beyond_the_deadline_is_not_begun(modus, connect):
+    modus.get(RUNS, status=500)
+    client = connect(jitter=lambda: 5 / BACKOFF)
+    assert error_of(client, deadline=Deadline(4)).reason == "server_error"
+    assert (client.pauses, len(modus.calls)) == ([], 1)
+
+
+def test_retries_share_the_limit(modus, connect):
+    modus.get(RUNS, status=500)
+    clock = Clock()
+    client = connect(
+        timeout=0.5, monotonic=clock, sleep=clock.advance, jitter=itertools.cycle([0.45 / BACKOFF]).__next__
+    )
+    assert error_of(client, deadline=Deadline(HANG, clock)).reason == "server_error"
+    assert len(modus.calls) == 2
+
+
+# silence
+
+
+def limited(modus, connect, status, retry_after):
+    clock = Clock(1_000_000.0)
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    headers |= {"Date": formatdate(clock.now, usegmt=True)}
+    modus.get(re.compile(HOST), status=status, headers=headers)
+    modus.get(re.compile(HOST), json=page())
+    return clock, connect(clock=clock, monotonic=clock)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause"),
+    [
+        ("7", 7),
+        (formatdate(1_000_020, usegmt=True), 20),
+        ("86400", LONGEST_PAUSE),
+        ("9" * 6000, LONGEST_PAUSE),
+        (formatdate(2_000_000, usegmt=True), LONGEST_PAUSE),
+        ("-5", DEFAULT_PAUSE),
+        ("nan", DEFAULT_PAUSE),
+        ("soon", DEFAULT_PAUSE),
+        ("", DEFAULT_PAUSE),
+        (None, DEFAULT_PAUSE),
+    ],
+)
+def test_a_429_closes_the_client_until_its_retry_after(modus, connect, retry_after, pause):
+    clock, client = limited(modus, connect, 429, retry_after)
+    error = error_of(client, deadline=Deadline(HANG, clock))
+    assert (error.reason, error.status) == ("rate_limited", 429)
+    clock.now += pause - 0.001
+    for agent_id in (42, 43):
+        error = error_of(client, agent_id=agent_id, deadline=Deadline(HANG, clock))
+        assert (error.reason, error.status, "not asked" in str(error)) == ("rate_limited", None, True)
+    assert len(modus.calls) == 1
+    clock.now += 0.002
+    ask(client, deadline=Deadline(HANG, clock))
+    assert counted(client) == {("list_runs", "429"): 1, ("list_runs", "200"): 1}
+
+
+@pytest.mark.parametrize("retry_after", ["0", formatdate(999_000, usegmt=True)])
+def test_a_429_whose_time_is_over_closes_nothing(modus, connect, retry_after):
+    clock, client = limited(modus, connect, 429, retry_after)
+    error_of(client, deadline=Deadline(HANG, clock))
+    ask(client, deadline=Deadline(HANG, clock))
+
+
+def test_a_503_with_retry_after_closes_the_client_as_a_429_does(modus, connect):
+    clock, client = limited(modus, connect, 503, "120")
+    for agent_id in (42, 42, 43):
+        error = error_of(client, agent_id=agent_id, deadline=Deadline(HANG, clock))
+        assert error.reason == "server_error"
+    assert (len(modus.calls), client.pauses) == (1, [])
+    clock.now += 120.001
+    ask(client, deadline=Deadline(HANG, clock))
+
+
+@pytest.mark.parametrize("retry_after", [None, "", "soon", "0"])
+def test_a_503_that_names_no_time_is_tried_again(modus, connect, retry_after):
+    clock, client = limited(modus, connect, 503, retry_after)
+    ask(client, deadline=Deadline(HANG, clock))
+    assert client.pauses == [BACKOFF]
+
+
+def test_a_retry_is_not_sent_to_a_client_that_was_closed_meanwhile(modus, connect):
+    modus.get(RUNS, status=500)
+    modus.get(f"{HOST}/api/v1/agents/43/runs", status=429, headers={"Retry-After": "60"})
+    client = connect(sleep=lambda _: error_of(client, agent_id=43))
+    assert error_of(client).reason == "rate_limited"
+    assert len(modus.calls) == 2
+
+
+# the limit of our own
+
+
+def test_requests_are_no_more_than_the_limit_allows_whoever_asks(modus, connect):
+    modus.get(re.compile(HOST), json=page())
+    clock = Clock()
+    client = connect(max_requests_per_second=4, monotonic=clock, sleep=clock.advance)
+    began = clock.now
+    for n in range(9):
+        ask(client, agent_id=n, deadline=Deadline(60, clock))
+    assert clock.now - began == pytest.approx(2)
+
+
+def test_a_turn_that_would_come_after_the_deadline_is_not_waited_for(modus, connect):
+    modus.get(RUNS, json=page())
+    clock = Clock()
+    client = connect(max_requests_per_second=0.1, monotonic=clock, sleep=clock.advance)
+    ask(client, deadline=Deadline(60, clock))
+    began = clock.now
+    error = error_of(client, deadline=Deadline(5, clock))
+    assert (error.reason, "modus.max_requests_per_second" in str(error)) == ("deadline", True)
+    assert (clock.now, len(modus.calls)) == (began, 1)
+    ask(client, deadline=Deadline(60, clock))
+    assert clock.now - began == pytest.approx(10), "the turn that nobody waited for is not lost"
+
+
+def test_a_deadline_that_ends_while_a_turn_is_waited_for_ends_the_wait(modus, connect):
+    modus.get(RUNS, json=page())
+    clock, deadline = Clock(), Deadline(60)
+
+    def sleep(seconds):
+        clock.advance(seconds)
+        deadline.end()
+
+    client = connect(max_requests_per_second=0.1, monotonic=clock, sleep=sleep)
+    ask(client)
+    began = clock.now
+    assert error_of(client, deadline=deadline).reason == "deadline"
+    assert clock.now - began < 1
+
+
+def test_retries_keep_to_the_limit_too(modus, connect):
+    modus.get(RUNS, status=500)
+    clock = Clock()
+    client = connect(max_requests_per_second=1, monotonic=clock, sleep=clock.advance, jitter=lambda: 0.0)
+    began = clock.now
+    error_of(client, deadline=Deadline(60, clock))
+    assert (len(modus.calls), clock.now - began) == (3, pytest.approx(2))
 
 
 # the route
 
 
-def test_the_route_agents_comes_first(api):
-    wire, client = api(routes("agents", "workflows"), resource="auto")
-    ask(client)
-    assert wire.paths == ["/api/v1/agents/42/runs?pageSize=100"]
+def routed(modus, *known, agents=("42",)):
+    """Give the API the routes and the agents named."""
+
+    def answer(request):
+        _, _, _, route, agent, *_ = request.path_url.partition("?")[0].split("/")
+        fine = route in known and agent in agents
+        return (200, {}, '{"runs": []}') if fine else (404, {}, "{}")
+
+    modus.reset()
+    modus.add_callback(responses.GET, re.compile(HOST), answer)
 
 
-def test_the_renamed_route_is_found_remembered_and_told_once(api, caplog):
+def asked(modus) -> list[str]:
+    return [path.split("/")[3] for path in paths(modus)]
+
+
+def test_the_route_agents_comes_first(modus, connect):
+    routed(modus, "agents", "workflows")
+    ask(connect(resource="auto"))
+    assert asked(modus) == ["agents"]
+
+
+def test_the_renamed_route_is_found_remembered_and_told_once(modus, connect, caplog):
     caplog.set_level(logging.INFO, "exporter.modus.client")
-    wire, client = api(routes("workflows"), resource="auto")
+    routed(modus, "workflows")
+    client = connect(resource="auto")
     for _ in range(3):
         ask(client)
-    assert [path.split("/")[3] for path in wire.paths] == ["agents", *["workflows"] * 3]
+    assert asked(modus) == ["agents", *["workflows"] * 3]
     assert [record.getMessage() for record in caplog.records] == ["the API answers on /api/v1/workflows"]
 
 
 @pytest.mark.parametrize("resource", ["agents", "workflows"])
-def test_a_pinned_route_is_the_only_one_asked(api, resource):
-    wire, client = api(routes(), resource=resource)
-    with pytest.raises(ApiError):
-        ask(client)
-    assert wire.paths == [f"/api/v1/{resource}/42/runs?pageSize=100"]
+def test_a_pinned_route_is_the_only_one_asked(modus, connect, resource):
+    routed(modus)
+    error_of(connect(resource=resource))
+    assert asked(modus) == [resource]
 
 
-def test_an_unknown_agent_costs_one_request_once_the_route_is_known(api):
-    wire, client = api(routes("workflows"), resource="auto")
+def test_an_unknown_agent_costs_one_request_once_the_route_is_known(modus, connect):
+    routed(modus, "workflows")
+    client = connect(resource="auto")
     ask(client)
-    del wire.requests[:]
+    modus.calls.reset()
     for _ in range(3):
-        with pytest.raises(ApiError) as caught:
-            ask(client, 99)
-        assert caught.value.reason == "not_found"
+        assert error_of(client, agent_id=99).reason == "not_found"
     ask(client)
-    assert [path.split("/")[3:5] for path in wire.paths] == [["workflows", "99"]] * 3 + [["workflows", "42"]]
+    assert asked(modus) == ["workflows"] * 4
 
 
-def test_an_unknown_agent_teaches_no_route(api):
-    wire, client = api(routes("agents"), resource="auto")
+def test_an_unknown_agent_teaches_no_route(modus, connect):
+    routed(modus, "agents")
+    client = connect(resource="auto")
     for _ in range(2):
-        with pytest.raises(ApiError, match=r"this id or route is unknown") as caught:
-            ask(client, 99)
-        assert (caught.value.reason, caught.value.status) == ("not_found", 404)
+        error = error_of(client, agent_id=99)
+        assert (error.reason, error.status) == ("not_found", 404)
+        assert "this id or route is unknown" in str(error)
     ask(client)
-    assert [path.split("/")[3] for path in wire.paths] == ["agents", "workflows"] * 2 + ["agents"]
+    assert asked(modus) == ["agents", "workflows"] * 2 + ["agents"]
 
 
-def test_a_rename_while_running_is_noticed_with_one_request_in_a_while(api):
-    now = [1000.0]
-    known = {"agents"}
-    wire, client = api(
-        lambda head: routes(*known)(head), resource="auto", monotonic=lambda: now[0], timeout=60
-    )
-
-    def read():
-        return client.runs(42, deadline=now[0] + 60, page_size=1)
-
-    read()
-    known.clear()
-    known.add("workflows")
-    with pytest.raises(ApiError):
-        read()
-    now[0] += OTHER_ROUTE_AGAIN + 1
-    read()
-    read()
-    assert [path.split("/")[3] for path in wire.paths] == [*["agents"] * 3, *["workflows"] * 2]
+def test_a_rename_while_running_is_noticed_after_a_while(modus, connect):
+    clock = Clock()
+    routed(modus, "agents")
+    client = connect(resource="auto", monotonic=clock)
+    ask(client, deadline=Deadline(60, clock))
+    routed(modus, "workflows")
+    error_of(client, deadline=Deadline(60, clock))
+    clock.advance(LOOK_AGAIN + 1)
+    for _ in range(2):
+        ask(client, deadline=Deadline(60, clock))
+    assert asked(modus) == [*["agents"] * 2, *["workflows"] * 2]
 
 
-def test_a_missing_scope_proves_the_route(api):
+def test_a_rename_is_found_though_a_deleted_agent_is_always_asked_first(modus, connect):
+    clock = Clock()
+    routed(modus, "agents")
+    client = connect(resource="auto", monotonic=clock)
+    ask(client, deadline=Deadline(60, clock))
+    routed(modus, "workflows")
+    clock.advance(LOOK_AGAIN + 1)
+    error_of(client, agent_id=99, deadline=Deadline(60, clock))  # uses up the look at the other route
+    ask(client, deadline=Deadline(60, clock))
+    assert asked(modus) == ["agents", "workflows"] * 2
+
+
+def test_deleted_agents_beside_others_cost_a_look_at_the_other_route_now_and_then_only(modus, connect):
+    clock = Clock()
+    routed(modus, "agents")
+    client = connect(resource="auto", monotonic=clock)
+    for _ in range(20):
+        ask(client, deadline=Deadline(60, clock))
+        error_of(client, agent_id=99, deadline=Deadline(60, clock))
+        clock.advance(60)
+    assert asked(modus).count("workflows") == 20 * 60 / LOOK_AGAIN - 1
+
+
+def test_a_missing_scope_proves_the_route(modus, connect):
     refusal = {"error": {"message": "Missing.", "requestId": "r", "info": {"missing": ["workflows:invoke"]}}}
-    wire, client = api(
-        lambda head: response(refusal, 403) if "/workflows/" in head else failure(404), resource="auto"
-    )
+    modus.get(RUNS, status=404)
+    modus.get(RUNS.replace("agents", "workflows"), json=refusal, status=403)
+    client = connect(resource="auto")
     for _ in range(2):
-        with pytest.raises(ApiError, match="workflows:invoke") as caught:
-            ask(client)
-        assert caught.value.missing == ("workflows:invoke",)
-    assert [path.split("/")[3] for path in wire.paths] == ["agents", "workflows", "workflows"]
-
-
-def test_many_threads_learn_one_route(api, caplog):
-    caplog.set_level(logging.INFO, "exporter.modus.client")
-    meet = threading.Barrier(32)
-
-    def answer(head):
-        if "/agents/" in head:
-            meet.wait(20)  # all 32 have asked before the first is answered
-        return routes("workflows", agents=range(100, 116))(head)
-
-    wire, client = api(answer, resource="auto")
-
-    def one(agent_id):
-        try:
-            return ask(client, agent_id) is not None
-        except ApiError as error:
-            return error.reason
-
-    with ThreadPoolExecutor(32) as threads:
-        outcomes = list(threads.map(one, range(100, 132)))
-    assert outcomes == [True] * 16 + ["not_found"] * 16
-    assert len(wire.requests) == 64
-    assert len(caplog.records) == 1
-
-
-# connections
-
-
-def test_calls_in_a_row_share_one_connection(api):
-    wire, client = api(lambda head: failure(404) if "/9/" in head else response(page()))
-    for _ in range(3):
-        ask(client)
-        with pytest.raises(ApiError):
-            ask(client, 9)
-    assert wire.connections == 1
-
-
-def test_as_many_connections_as_calls_in_flight_are_kept(api, caplog):
-    meet = threading.Barrier(16)
-
-    def answer(_):
-        meet.wait(20)
-        return response(page())
-
-    wire, client = api(answer, concurrency=16)
-    with ThreadPoolExecutor(16) as threads:
-        for _ in range(3):
-            list(threads.map(lambda _: ask(client), range(16)))
-    assert wire.connections == 16
-    assert not caplog.records
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A server's TLS context for 127.0.0.1 and the file of its own certificate."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
-    now = datetime.now(UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("tls")
-    public = folder / "certificate.pem"
-    public.write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    private = folder / "key.pem"
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(public, private)
-    return context, public
-
-
-def test_the_ca_bundle_is_read_once_for_all_connections(api, certificate, monkeypatch, tmp_path):
-    context, public = certificate
-    bundle = tmp_path / "bundle.pem"
-    bundle.write_bytes(public.read_bytes())
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-
-    def script(peer):  # one answer per connection
-        peer.request()
-        peer.send(response(page(), Connection="close"))
-
-    read = []
-    load = ssl.SSLContext.load_verify_locations
-    monkeypatch.setattr(
-        ssl.SSLContext,
-        "load_verify_locations",
-        lambda *args, **names: [read.append(names), load(*args, **names)],
-    )
-    wire = Wire(script, tls=context)
-    api.stack.callback(wire.close)
-    client = api.connect(wire)
-    bundle.unlink()
-    for _ in range(3):
-        ask(client)
-    assert wire.connections == 3
-    assert read == [{"cafile": str(bundle)}]
-
-
-def test_a_ca_bundle_that_cannot_be_read_is_one_clear_error(monkeypatch):
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "missing.pem")
-    with pytest.raises(ApiError, match=r"missing\.pem: No such file or directory"):
-        ModusClient("https://127.0.0.1:1", lambda: TOKEN)
-
-
-def test_a_certificate_that_nobody_vouches_for_is_a_connection_error(api, certificate):
-    context, _ = certificate
-    wire = Wire(answering(lambda _: response(page())), tls=context)
-    api.stack.callback(wire.close)
-    with pytest.raises(ApiError, match=r"TLS: certificate not accepted: self.signed certificate") as caught:
-        ask(api.connect(wire))
-    assert caught.value.reason == "connection"
-    assert not wire.requests
-
-
-def test_a_certificate_for_another_name_is_a_connection_error(api, certificate, monkeypatch):
-    context, public = certificate
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(public))
-    wire = Wire(answering(lambda _: response(page())), tls=context)
-    api.stack.callback(wire.close)
-    wire.url = wire.url.replace("127.0.0.1", "localhost")
-    with pytest.raises(ApiError, match="TLS: certificate not accepted: Hostname mismatch"):
-        ask(api.connect(wire))
-
-
-def test_the_proxy_of_the_environment_is_used_and_read_once(api, monkeypatch):
-    proxy, _ = api(lambda _: response(page(error=5)))
-    monkeypatch.setenv("http_proxy", proxy.url)
-    client = ModusClient("http://api.invalid", lambda: TOKEN, resource="agents")
-    api.stack.callback(client.close)
-    monkeypatch.delenv("http_proxy")
-    assert ask(client).counts["error"] == 5
-    assert proxy.paths == ["http://api.invalid/api/v1/agents/42/runs?pageSize=100"]
-
-
-def test_no_proxy_is_honoured(api, monkeypatch):
-    proxy, _ = api(lambda _: failure(502))
-    monkeypatch.setenv("http_proxy", proxy.url)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    _, client = api(lambda _: response(page()))
-    ask(client)
-    assert not proxy.requests
-
-
-def test_tls_goes_through_a_tunnel_of_the_proxy_which_never_sees_the_token(api, certificate, monkeypatch):
-    context, public = certificate
-
-    def script(peer):
-        peer.request()
-        peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        inside = context.wrap_socket(peer.sock, server_side=True)
-        with contextlib.closing(inside):
-            inside.recv(65536)
-            inside.sendall(response(page(error=6)))
-
-    proxy = Wire(script)
-    api.stack.callback(proxy.close)
-    monkeypatch.setenv("https_proxy", proxy.url)
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(public))
-    client = ModusClient("https://127.0.0.1:1", lambda: TOKEN, resource="agents")
-    api.stack.callback(client.close)
-    assert ask(client).counts["error"] == 6
-    assert proxy.paths == ["127.0.0.1:1"]
-    assert TOKEN not in proxy.requests[0]
-
-
-def test_a_socks_proxy_is_refused_rather_than_passed_by(monkeypatch):
-    monkeypatch.setenv("all_proxy", "socks5h://user:hidden@127.0.0.1:1080")
-    with pytest.raises(ApiError, match="SOCKS proxies are not supported") as caught:
-        ModusClient("http://127.0.0.1:1", lambda: TOKEN)
-    assert "hidden" not in str(caught.value)
-
-
-def test_a_closed_client_answers_with_a_connection_error(api):
-    _, client = api(lambda _: response(page()))
-    ask(client)
-    client.close()
-    with pytest.raises(ApiError) as caught:
-        ask(client)
-    assert caught.value.reason == "connection"
+        assert error_of(client).missing == ("workflows:invoke",)
+    assert asked(modus) == ["agents", "workflows", "workflows"]
 
 
 # the API's clock
+
+OURS = 1782903600.5  # Wed, 01 Jul 2026 11:00:00.5 GMT
+
+
+def dated(modus, agent_id, date):
+    modus.get(f"{HOST}/api/v1/agents/{agent_id}/runs", json=page(), headers={"Date": date})
 
 
 @pytest.mark.parametrize(
@@ -485,57 +561,170 @@ def test_a_closed_client_answers_with_a_connection_error(api):
     [
         ("Wed, 01 Jul 2026 10:00:00 GMT", 1782900000.0),  # an hour behind the exporter
         ("Wed, 01 Jul 2026 12:00:00 GMT", 1782907200.0),  # an hour ahead
-        ("Wed, 01 Jul 2026 10:59:59 GMT", 1782903600.5),  # nearer than a header can tell
-        ("Wed, 01 Jul 2026 11:00:02 GMT", 1782903600.5),
-        ("yesterday", 1782903600.5),
-        ("Wed, 99 Jul 2026 10:00:00 GMT", 1782903600.5),
-        ("Wed, 01 Jul 99999999999 10:00:00 GMT", 1782903600.5),
-        ("", 1782903600.5),
+        ("Wed, 01 Jul 2026 10:59:59 GMT", OURS),  # nearer than a header can tell
+        ("Wed, 01 Jul 2026 11:00:02 GMT", OURS),
+        ("yesterday", OURS),
+        ("Wed, 99 Jul 2026 10:00:00 GMT", OURS),
+        ("Wed, 01 Jul 99999999999 10:00:00 GMT", OURS),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", OURS),
+        ("Thu, 01 Jan 0001 00:00:00 +2359", OURS),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", OURS),
+        ("x" * 60_000, OURS),
+        ("", OURS),
     ],
 )
-def test_a_page_tells_the_time_of_the_api(api, date, now):
-    _, client = api(lambda _: response(page(), Date=date), clock=lambda: 1782903600.5)
-    answer = ask(client)
-    assert (answer.now, answer.skew) == (now, now - 1782903600.5)
+def test_a_page_tells_the_time_of_the_api(modus, connect, date, now):
+    dated(modus, 42, date)
+    answer = ask(connect(clock=lambda: OURS))
+    assert (answer.now, answer.skew) == (now, now - OURS)
+
+
+def test_a_year_that_no_server_lives_in_is_believed_by_nobody(modus, connect):
+    client = connect(clock=lambda: OURS)
+    assert skews(modus, client, 1, "Fri, 31 Dec 9999 23:59:59 GMT", times=10) == [0] * 10
+
+
+def skews(modus, client, agent_id, date, times=1):
+    modus.reset()
+    dated(modus, agent_id, date)
+    return [round(ask(client, agent_id=agent_id).skew) for _ in range(times)]
+
+
+@pytest.mark.parametrize("odd", ["Thu, 01 Jan 1970 00:00:00 GMT", "Wed, 01 Jul 2026 10:00:00 GMT"])
+def test_one_odd_agent_moves_no_clock_however_often_it_answers(modus, connect, odd):
+    client = connect(clock=lambda: OURS)
+    for agent_id in (1, 2, 3):
+        assert skews(modus, client, agent_id, "Wed, 01 Jul 2026 11:00:00 GMT") == [0]
+    assert skews(modus, client, 4, odd, times=40) == [0] * 40
+
+
+def test_an_odd_first_answer_is_outvoted_by_the_next(modus, connect):
+    client = connect(clock=lambda: OURS)
+    skews(modus, client, 4, "Wed, 01 Jul 2026 10:00:00 GMT")
+    assert skews(modus, client, 1, "Wed, 01 Jul 2026 11:00:00 GMT") == [0]
+
+
+@pytest.mark.parametrize("agents", [1, 2, 50])
+def test_a_clock_that_really_steps_is_believed_within_some_answers(modus, connect, agents):
+    client = connect(clock=lambda: OURS)
+    for agent_id in range(agents):
+        skews(modus, client, agent_id, "Wed, 01 Jul 2026 11:00:00 GMT", times=3)
+    seen = []
+    for n in range(30):
+        seen += skews(modus, client, n % agents, "Wed, 01 Jul 2026 10:00:00 GMT")
+    assert seen[0] == 0
+    assert seen[-1] == round(1782900000.0 - OURS)
 
 
 # what is counted
 
 
-def test_requests_are_counted_by_operation_and_status_with_their_durations(api):
-    wire, client = api(lambda head: failure(403) if "/9/" in head else response(page() | {"agents": []}))
+def test_requests_are_counted_by_operation_and_status_with_their_durations(modus, connect):
+    modus.get(RUNS, json=page())
+    modus.get(f"{HOST}/api/v1/agents/9/runs", status=403)
+    modus.get(f"{HOST}/api/v1/agents", json={"agents": []})
+    client = connect()
     ask(client)
     ask(client)
-    with pytest.raises(ApiError):
-        ask(client, 9)
-    client.agents(deadline=time.monotonic() + 20)
-    stats = client.stats()
-    assert stats.requests == {("list_runs", "200"): 2, ("list_runs", "403"): 1, ("list_agents", "200"): 1}
-    buckets, total = stats.durations["list_runs"]
-    assert len(buckets) == len(REQUEST_BUCKETS) + 1
-    assert sum(buckets) == 3
-    assert total > 0
+    error_of(client, agent_id=9)
+    client.agents(deadline=Deadline(HANG))
+    assert counted(client) == {("list_runs", "200"): 2, ("list_runs", "403"): 1, ("list_agents", "200"): 1}
+    durations = client.stats().durations["list_runs"]
+    assert len(durations.buckets) == len(REQUEST_BUCKETS) + 1
+    assert sum(durations.buckets) == 3
+    assert durations.sum > 0
     ask(client)
-    assert sum(buckets) == 3, "the copy stays as it was"
-    assert len(wire.requests) == 5
+    assert sum(durations.buckets) == 3, "the copy stays as it was"
 
 
-def test_a_request_falls_into_the_bucket_of_its_duration(api):
-    now = [0.0]
-
-    def answer(_):
-        now[0] += 0.3
-        return response(page())
-
-    _, client = api(answer, monotonic=lambda: now[0])
-    client.runs(42, deadline=20, page_size=1)
-    buckets, total = client.stats().durations["list_runs"]
-    assert buckets[REQUEST_BUCKETS.index(0.5)] == 1
-    assert total == pytest.approx(0.3)
+def test_a_request_falls_into_the_bucket_of_its_duration(modus, connect):
+    clock = Clock()
+    modus.add_callback(responses.GET, RUNS, lambda _: (200, {}, clock.advance(0.3) or '{"runs": []}'))
+    client = connect(monotonic=clock)
+    ask(client, deadline=Deadline(HANG, clock))
+    counted(client)
+    durations = client.stats().durations["list_runs"]
+    assert durations.buckets[REQUEST_BUCKETS.index(0.5)] == 1
+    assert durations.sum == pytest.approx(0.3)
 
 
-def test_threads_lose_no_count(api):
-    _, client = api(lambda _: response(page()))
+def test_what_is_asked_for_the_first_time_is_shown_at_zero_once(modus, connect):
+    """A counter that is born at 1 is invisible to increase()."""
+    modus.get(RUNS, json=page())
+    modus.get(f"{HOST}/api/v1/agents/9/runs", status=403)
+    client = connect()
+    assert client.stats().requests == {}
+    ask(client)
+    ask(client)
+    first = client.stats()
+    assert (first.requests, first.durations["list_runs"].sum) == ({("list_runs", "200"): 0}, 0.0)
+    error_of(client, agent_id=9)
+    second = client.stats()
+    assert second.requests == {("list_runs", "200"): 2, ("list_runs", "403"): 0}
+    assert sum(second.durations["list_runs"].buckets) == 3
+    assert client.stats().requests == {("list_runs", "200"): 2, ("list_runs", "403"): 1}
+
+
+def test_a_client_that_replaces_another_counts_on(modus, connect):
+    modus.get(RUNS, json=page())
+    client = connect()
+    ask(client)
+    client.stats()
+    second = connect(requests_so_far=client.requests_so_far)
+    ask(second)
+    assert second.stats().requests == {("list_runs", "200"): 2}
+
+
+def test_threads_lose_no_count(modus, connect):
+    modus.get(RUNS, json=page())
+    client = connect()
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: ask(client), range(200)))
-    assert client.stats().requests == {("list_runs", "200"): 200}
+    assert counted(client) == {("list_runs", "200"): 200}
+
+
+# secrets
+
+
+def hidden_in(answer) -> str:
+    """All that the answer says, with what is in base64 read too."""
+    text = repr(answer)
+    for letters in re.findall("[A-Za-z0-9+/_-]{16,}", text):
+        for start in range(4):
+            part = letters[start : start + (len(letters) - start) // 4 * 4]
+            text += base64.b64decode(part, altchars=b"-_", validate=False).decode("latin-1")
+    return text
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        TOKEN,
+        f"Bearer {TOKEN}",
+        f"wf-{TOKEN}:r1",
+        base64.b64encode(TOKEN.encode()).decode(),
+        base64.b64encode(f"Bearer {TOKEN}".encode()).decode(),
+        base64.b64encode(f"x {TOKEN} y".encode()).decode(),
+        base64.urlsafe_b64encode(f"u:{TOKEN}".encode()).decode(),
+    ],
+)
+@pytest.mark.parametrize("spelling", [str, lambda text: "".join(f"\\u{ord(c):04x}" for c in text)])
+def test_a_token_that_the_api_echoes_is_in_nothing_that_was_decoded(modus, connect, echo, spelling):
+    fields = dict.fromkeys(("id", "status", "agentName", "triggerType", "temporalRunId"), "HERE")
+    odd = {"id": "HERE"}
+    body = json.dumps(
+        {"runs": [run(**fields), odd], "counts": {"HERE": 1}, "agents": [{"id": 1, "name": "HERE"}]}
+    )
+    body = body.replace("HERE", spelling(echo))
+    modus.get(re.compile(HOST), body=body, content_type="application/json")
+    client = connect()
+    for answer in (ask(client), client.agents(deadline=Deadline(HANG))):
+        assert "***" in repr(answer)
+        assert "prefix_secr" not in hidden_in(answer)
+
+
+def test_text_that_is_escaped_for_no_reason_stays_what_it_says(modus, connect):
+    body = json.dumps({"runs": [run(agentName="HERE")]})
+    body = body.replace("HERE", r"a\/b \u0041\\u0041 \u0022 \u005c \u00e9 \"")
+    modus.get(RUNS, body=body)
+    assert ask(connect()).runs[0].agent_name == 'a/b A\\u0041 " \\ é "'

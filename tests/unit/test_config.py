@@ -3,7 +3,9 @@
 import os
 import re
 import textwrap
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 
 import msgspec
 import pytest
@@ -11,23 +13,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.config import (
-    MAX_BYTES,
     AgentConfig,
     Config,
     ConfigError,
     Discovery,
     Modus,
-    Positive,
-    Secret,
     State,
     TokenError,
+    defaults,
     load,
+    refuse_same_file,
     token_source,
 )
+from exporter.scalars import Positive, Secret
+from exporter.yamlfile import MAX_BYTES
 
 BAD = Path(__file__).parent / "bad_config"
 EXAMPLE = Path(__file__).parents[2] / "config.yaml"
-ENVIRON = {"MODUS_API_KEY": "key", "SECRET": "hunter2"}
+ENVIRON = {
+    "MODUS_API_KEY": "key",
+    "SECRET": "hunter2",
+    "FIVE": "5",
+    "MANY": "101",
+    "NOTHING": "",
+    "NIL": "null",
+}
 AGENT = "expected an agent's id or a mapping with its id"
 URL = "modus.base_url: expected an http(s) URL without user, password, query and fragment"
 
@@ -83,11 +93,43 @@ MISTAKES = {
     "token_empty": "modus.token: expected a token in printable ASCII without spaces",
     "token_without_a_space_behind_the_colon": "modus: expected a mapping",
     "token_as_key": "modus.modus_pat_***: unknown key; "
-    "known here: base_url, token, token_file, resource, timeout, concurrency",
+    "known here: base_url, token, token_file, ca_file, resource, timeout, concurrency, "
+    "max_requests_per_second",
     "token_file_is_a_list": "modus.token_file: expected text",
     "base_url_with_password": URL,
     "base_url_with_query": URL,
-    "base_url_without_scheme": URL,
+    "base_url_without_scheme": "modus.base_url: expected an http(s) URL: write https:// in front",
+    "base_url_without_scheme_but_with_port": "modus.base_url: "
+    "expected an http(s) URL: write https:// in front",
+    "base_url_https_on_the_http_port": "modus.base_url: "
+    "expected another scheme for port 80, which speaks http",
+    "base_url_http_on_the_https_port": "modus.base_url: "
+    "expected another scheme for port 443, which speaks https",
+    "ca_file_empty": "modus.ca_file: expected text that is not empty, got ''",
+    "rate_of_zero": "modus.max_requests_per_second: expected a number above 0, or null, got 0",
+    "rate_of_zero_point_zero": "modus.max_requests_per_second: expected a number above 0, or null, got '0.0'",
+    "rate_negative": "modus.max_requests_per_second: expected a number above 0, or null, got -1",
+    "rate_is_a_word": "modus.max_requests_per_second: expected a number above 0, or null, got 'fast'",
+    "rate_with_unit": "modus.max_requests_per_second: expected a number above 0, or null, got '5/s'",
+    "rate_is_true": "modus.max_requests_per_second: expected a number above 0, or null, got true",
+    "reconcile_interval_without_unit": "runs.reconcile_interval: "
+    "expected a duration with a unit like 30s, got 3600",
+    "created_is_a_word": "exposition.created: expected true or false, got 'on'",
+    "unknown_key_of_exposition": "exposition.create: unknown key; did you mean created?",
+    "state_path_is_the_token_file": "state.path: "
+    "expected another file than modus.token_file, got the same one",
+    "ca_file_is_the_token_file": "modus.ca_file: "
+    "expected another file than modus.token_file, got the same one",
+    "variable_is_no_number": "runs.page_size: expected a whole number, got '${SECRET}'",
+    "variable_is_no_id": "agents[0].id: expected a whole number, got '${SECRET}'",
+    "variable_is_no_switch": "discovery.enabled: expected true or false, got '${SECRET}'",
+    "variable_in_quotes_is_text": "runs.page_size: expected a whole number, got '${FIVE}'",
+    "variable_is_too_large": "runs.page_size: expected a whole number <= 100, got '${MANY}'",
+    "variable_that_says_null_is_no_token": "modus: expected token or token_file, got neither",
+    "variable_that_is_empty_turns_nothing_off": "state.path: "
+    "expected text that is not empty, got '${NOTHING}'",
+    "variable_as_key": "line 2: expected a key like base_url",
+    "variable_without_name_in_a_list": "line 1: expected ',' or ']', but got '{'",
     "base_url_of_a_file": URL,
     "base_url_with_impossible_port": URL,
     "base_url_with_broken_address": URL,
@@ -290,6 +332,44 @@ def test_variables_are_replaced_in_any_string(config):
     assert loaded.scrape.min_interval == 7
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${ONE}", 1),
+        ("${ONE}${ZERO}", 10),
+        ("${ONE}0", 10),
+        ("  ${ONE} # a comment", 1),
+    ],
+)
+def test_a_variable_may_be_a_number(config, text, value):
+    loaded = config(f"agents: [42]\nruns:\n  page_size: {text}", {**ENVIRON, "ONE": " 1\n", "ZERO": "0"})
+    assert loaded.runs.page_size == value
+
+
+@pytest.mark.parametrize(("value", "enabled"), [("true", True), ("True", True), ("false", False)])
+def test_a_variable_may_be_a_switch(config, value, enabled):
+    loaded = config("agents: [42]\ndiscovery: {enabled: ${ON}}", {**ENVIRON, "ON": value})
+    assert loaded.discovery.enabled is enabled
+
+
+@pytest.mark.parametrize(
+    "text", ["agents: [${AGENT}, 44]", "agents:\n- ${AGENT}\n- id: 44", "agents: [{id: ${AGENT}}, {id: 44}]"]
+)
+def test_a_variable_may_be_the_id_of_an_agent(config, text):
+    assert config(text, {**ENVIRON, "AGENT": "43"}).agents == (AgentConfig(43), AgentConfig(44))
+
+
+def test_a_variable_may_be_null(config):
+    text = "agents: [42]\nmodus: {max_requests_per_second: ${RATE}}\nstate: {path: ${FILE}}"
+    loaded = config(text, {**ENVIRON, "RATE": "null", "FILE": "~"})
+    assert (loaded.modus.max_requests_per_second, loaded.state.path) == (None, None)
+
+
+@pytest.mark.parametrize("text", ["0123", "123", "1e3"])
+def test_a_token_of_digits_is_a_token(config, text):
+    assert config("agents: [42]\nmodus: {token: ${T}}", {"T": text}).modus.token == text
+
+
 def test_what_a_variable_holds_is_not_replaced_again(config):
     text = "agents: [42]\nstate: {path: '${A}'}"
     assert config(text, {**ENVIRON, "A": "${SECRET}"}).state.path == "${SECRET}"
@@ -333,6 +413,112 @@ def test_the_base_url_is_that_of_the_file_or_of_the_environment_or_production(
 ):
     loaded = config(f"agents: [42]\nmodus:\n  timeout: 1s\n  {text}", {**ENVIRON, **environ})
     assert loaded.modus.base_url == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("https://api.getmodus.com/api", "https://api.getmodus.com"),
+        ("https://api.getmodus.com/api/", "https://api.getmodus.com"),
+        ("https://api.getmodus.com/api/v1", "https://api.getmodus.com"),
+        ("https://api.getmodus.com/api/v1//", "https://api.getmodus.com"),
+        ("https://api.getmodus.com/", "https://api.getmodus.com"),
+        ("http://gateway:8080/modus/api/v1", "http://gateway:8080/modus"),
+        ("http://api/api/v1", "http://api"),
+        ("http://gateway/rapi", "http://gateway/rapi"),
+        ("http://gateway/api/v2", "http://gateway/api/v2"),
+    ],
+)
+def test_a_base_url_with_the_path_of_the_api_is_understood(config, url, root):
+    assert config(f"agents: [42]\nmodus: {{base_url: '{url}'}}").modus.base_url == root
+    assert config("agents: [42]", {**ENVIRON, "MODUS_BASE_URL": url}).modus.base_url == root
+
+
+@pytest.mark.parametrize(
+    "url", ["https://x:443", "http://x:80", "https://x:8080", "http://x:8443", "HTTPS://x", "http://api"]
+)
+def test_any_other_port_goes_with_any_scheme(config, url):
+    assert config(f"agents: [42]\nmodus: {{base_url: '{url}'}}").modus.base_url == url
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("0.5", 0.5), ("'0.5'", 0.5), ("20", 20), ("1000.25", 1000.25), ("0.001", 0.001), ("null", None)],
+)
+def test_requests_a_second_are_a_whole_or_a_decimal_number(config, text, rate):
+    loaded = config(f"agents: [42]\nmodus: {{max_requests_per_second: {text}}}")
+    assert loaded.modus.max_requests_per_second == rate
+
+
+def test_no_reconciling_is_an_interval_of_zero(config):
+    assert config("agents: [42]\nruns: {reconcile_interval: 0s}").runs.reconcile_interval == 0
+    assert config("agents: [42]").runs.reconcile_interval == 3600
+
+
+def test_created_series_are_exposed_on_demand(config):
+    assert config("agents: [42]\nexposition: {created: true}").exposition.created
+    assert not config("agents: [42]").exposition.created
+
+
+def test_a_bundle_of_authorities_may_be_named(config):
+    assert config("agents: [42]\nmodus: {ca_file: /etc/company.pem}").modus.ca_file == "/etc/company.pem"
+
+
+# --- without a file ---
+
+
+def test_without_a_file_the_key_in_the_environment_is_enough():
+    environ = {"MODUS_API_KEY": "key\n", "MODUS_BASE_URL": "https://api.staging.getmodus.com/api"}
+    assert defaults(environ) == Config(
+        modus=Modus(base_url="https://api.staging.getmodus.com", token=Secret("key")),
+        discovery=Discovery(enabled=True),
+    )
+
+
+@pytest.mark.parametrize("environ", [{}, {"MODUS_API_KEY": ""}])
+def test_without_a_file_and_a_key_all_ways_out_are_named(environ):
+    with pytest.raises(ConfigError) as caught:
+        defaults(environ)
+    for way in ("MODUS_API_KEY", "--config.file", "--demo"):
+        assert way in str(caught.value)
+
+
+def test_a_mistake_in_the_environment_is_told_without_its_value():
+    with pytest.raises(ConfigError) as caught:
+        defaults({"MODUS_API_KEY": "key", "MODUS_BASE_URL": "https://u:hunter2@x"})
+    assert str(caught.value) == f"without a configuration file: {URL}"
+
+
+# --- a path said twice ---
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("state: {path: '%s'}", "state.path"),
+        ("modus: {token_file: '%s'}", "modus.token_file"),
+        ("modus: {ca_file: '%s'}", "modus.ca_file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.yaml", "../here/config.yaml", "link.yaml"])
+def test_the_configuration_file_is_no_other_file_too(tmp_path, text, key, name):
+    directory = tmp_path / "here"
+    directory.mkdir()
+    path = directory / "config.yaml"
+    (directory / "link.yaml").symlink_to(path)
+    path.write_text("agents: [42]\n" + text % (directory / name))
+    assert refused(path) == f"{key}: expected another file than the configuration file, got the same one"
+
+
+def test_any_two_paths_can_be_compared_and_none_is_no_path(tmp_path):
+    paths = {
+        "state.path": str(tmp_path / "a"),
+        "--web.config.file": None,
+        "modus.ca_file": str(tmp_path / "b"),
+    }
+    refuse_same_file(paths)
+    with pytest.raises(ConfigError, match=r"^--web.config.file: expected another file than state.path"):
+        refuse_same_file(paths | {"--web.config.file": str(tmp_path / "x" / ".." / "a")})
 
 
 def test_a_bad_base_url_of_the_environment_is_not_shown(tmp_path):
@@ -456,6 +642,44 @@ def test_a_token_file_that_comes_back_is_read_again(token_file):
     assert token() == "third"
 
 
+def test_a_token_file_that_could_not_be_opened_for_a_moment_is_read_as_soon_as_it_can(
+    token_file, monkeypatch
+):
+    """Without a change of the file: too many open files, for instance."""
+    token = source(token_file)
+
+    def refuse(*args, **options):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        with pytest.raises(TokenError, match="Too many open files"):
+            token()
+    assert token() == "first"
+
+
+def test_while_one_thread_reads_a_new_token_the_others_wait_for_it(token_file, monkeypatch):
+    token, entered, release, really = source(token_file), Event(), Event(), open
+    token()
+    replace(token_file, "second")
+
+    def slow_at_first(*args, **options):
+        if not entered.is_set():
+            entered.set()
+            assert release.wait(20)
+        return really(*args, **options)
+
+    monkeypatch.setattr("builtins.open", slow_at_first)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(token)
+        assert entered.wait(20)
+        other = threads.submit(token)
+        waited = wait([other], timeout=0.3).not_done == {other}  # for ever: any time will do
+        release.set()
+        assert (first.result(), other.result()) == ("second", "second")
+    assert waited
+
+
 # --- any file ---
 
 KEYS = st.sampled_from(
@@ -469,7 +693,21 @@ LEAVES = st.one_of(
     st.integers(-2, 2**70),
     st.floats(),
     st.text(max_size=8),
-    st.sampled_from(["1d", "0s", "${SECRET}", "${NOT_SET}", "${", "auto", "http://x", "2026-11-24", "1:30"]),
+    st.sampled_from(
+        [
+            "1d",
+            "0s",
+            "${SECRET}",
+            "${NOT_SET}",
+            "${",
+            "auto",
+            "http://x",
+            "2026-11-24",
+            "1:30",
+            "${FIVE}",
+            "${NIL}",
+        ]
+    ),
 )
 TREES = st.recursive(
     LEAVES,
@@ -479,7 +717,8 @@ TREES = st.recursive(
 PIECES = st.sampled_from(
     ["agents", ": ", ":", "- ", "\n", "\n  ", "[", "]", "{", "}", ", ", "'", '"', "&a ", "*a ", "!!int ", "!",
      "!<", "%YAML 1.1\n", "--- ", "...\n", "|", ">", "? ", "<<", "#", "\t", "\\x", "\\UFFFFFFFF",
-     "~", "${A}", "1" * 30, "modus", "`", " - at `$.", "\ufeff", "\x85", "\u2028"]
+     "~", "${A}", "${FIVE}", "${SECRET}", "\ue000", "\ue001",
+     "1" * 30, "modus", "`", " - at `$.", "\ufeff", "\x85", "\u2028"]
 )  # fmt: skip
 SNIPPETS = st.lists(PIECES | st.text(max_size=3), max_size=30).map("".join)
 

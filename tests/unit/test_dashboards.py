@@ -1,5 +1,6 @@
 """The dashboards are what the generator writes, complete, and they ask only for what the exporter exposes."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -29,14 +30,14 @@ EXPOSED = {
 every_dashboard = pytest.mark.parametrize("name", dashboards.NAMES)
 
 
-def written(folder, settings=()):
-    """What the generator writes, by file, with these texts of the rules replaced."""
+def written(folder, **settings):
+    """What the generator writes, by file, with these settings of the rules."""
     shutil.copytree(GRAFANA, folder / "grafana", ignore=shutil.ignore_patterns("*.json", "__pycache__"))
     shutil.copytree(PROMETHEUS, folder / "prometheus")
-    rules = folder / "prometheus" / "rules" / "modus.yml"
-    for before, after in dict(settings).items():
-        assert rules.read_text().count(before) == 1
-        rules.write_text(rules.read_text().replace(before, after))
+    file = folder / "prometheus" / "settings.yaml"
+    shipped = yaml.safe_load(file.read_text())
+    assert settings.keys() <= shipped.keys()
+    file.write_text(yaml.safe_dump(shipped | settings))
     subprocess.run([sys.executable, folder / "grafana" / "generate.py"], check=True)
     return {path.stem: path.read_text() for path in (folder / "grafana" / "dashboards").iterdir()}
 
@@ -48,9 +49,10 @@ def test_the_committed_dashboards_are_what_the_generator_writes(tmp_path):
 
 
 def test_the_limits_of_the_dashboards_are_those_of_the_rules(tmp_path):
-    texts = written(tmp_path, {"vector(0.95)": "vector(0.9)", "vector(0.2)": "vector(5 * 0.07)"})
+    texts = written(tmp_path, objective_ratio=0.9, failure_limit_ratio=0.35, failing_after_seconds=7200)
     assert "an objective of 90%" in texts["agent"]
     assert "Dashed: 10%, what the objective allows, and 35%" in texts["fleet"]
+    assert "have not succeeded for 120 min" in texts["fleet"]
 
 
 @every_dashboard
@@ -93,10 +95,11 @@ def test_every_query_parses_and_names_only_metrics_that_are_exposed(name, agent)
 @every_dashboard
 def test_every_selector_is_limited_to_the_chosen_jobs_and_agents(name):
     per_agent = {row.name for row in TABLE if row.per_agent}
-    for query in dashboards.queries(dashboards.load(name), job="chosen", agent="101"):
+    chosen = {"cluster": "east", "namespace": "ai", "job": "chosen", "agent": "101"}
+    for query in dashboards.queries(dashboards.load(name), **chosen):
         for selector in dashboards.selectors(query.expr):
             limits = {(each.name, each.value) for each in selector.matchers.matchers}
-            assert ("job", "chosen") in limits, query.panel
+            assert limits >= {("cluster", "east"), ("namespace", "ai"), ("job", "chosen")}, query.panel
             if selector.name.removesuffix("_bucket") in per_agent:
                 assert ("agent_id", "101") in limits, query.panel
 
@@ -130,23 +133,85 @@ def test_links_lead_to_dashboards_that_exist(name):
 
 
 @every_dashboard
-def test_variables_are_a_chain_of_datasource_job_and_agent(name):
+def test_every_sum_and_join_of_agents_tells_two_installations_apart(name):
+    for query in dashboards.queries(dashboards.load(name)):
+        for names in re.findall(r"(?:by|on) \(([^)]*)\)", query.expr):
+            if "agent_id" in names:
+                assert names.startswith("cluster, namespace, job, agent_id"), query.panel
+
+
+@every_dashboard
+def test_names_are_joined_from_the_info_alone(name):
+    for query in dashboards.queries(dashboards.load(name)):
+        if "agent_name" in query.expr and query.ref:
+            joined = r"group_left \(agent_name\) topk by \([\w, ]+\) \(1, max by \([\w, ]+, agent_name\) "
+            assert re.search(joined + r"\(modus_agent_info", query.expr), query.panel
+
+
+@every_dashboard
+def test_variables_are_a_chain_from_the_data_source_to_the_agent(name):
     dashboard = dashboards.load(name)
-    datasource, job, agent = dashboard["templating"]["list"]
-    assert [each["name"] for each in (datasource, job, agent)] == ["datasource", "job", "agent"]
-    assert 'job=~"$job"' in agent["query"]["query"]
-    for each in (job, agent):
-        assert (each["multi"], each["includeAll"], each["allValue"], each["refresh"]) == (True, True, ".+", 2)
+    datasource, *chain = dashboard["templating"]["list"]
+    assert datasource["name"] == "datasource"
+    names = ["cluster", "namespace", "job", "agent"]
+    assert [each["name"] for each in chain] == names
+    for position, each in enumerate(chain):
+        assert re.findall(r'=~"\$(\w+)"', each["query"]["query"]) == names[:position]
+        assert (each["multi"], each["refresh"]) == (True, 2)
         assert each["datasource"]["uid"] == "${datasource}"
+    assert [each["allValue"] for each in chain[:3]] == [".*", ".*", ".+"]
     assert "__inputs" not in dashboard
     assert 39 <= dashboard["schemaVersion"] <= 41
+
+
+def test_the_agent_dashboard_opens_on_one_agent_and_the_others_on_all():
+    for name in dashboards.NAMES:
+        agent = dashboards.load(name)["templating"]["list"][-1]
+        opens = (agent["includeAll"], agent["current"].get("value"))
+        assert opens == ((False, None) if name == "agent" else (True, ["$__all"]))
+
+
+@every_dashboard
+def test_an_id_or_a_name_is_never_shown_in_the_unit_of_the_numbers(name):
+    for panel in dashboards.panels(dashboards.load(name)):
+        if panel["type"] == "table":
+            units = {
+                each["matcher"]["options"]: value["value"]
+                for each in panel["fieldConfig"]["overrides"]
+                for value in each["properties"]
+                if value["id"] == "unit"
+            }
+            organize = panel["transformations"][-1]["options"]
+            titles = organize["renameByName"]
+            labels = [name for name in organize["indexByName"] if not name.startswith("Value")]
+            assert {titles.get(name, name): "string" for name in labels}.items() <= units.items()
+
+
+def test_titles_are_short_enough_for_the_width_of_their_panels_at_1366_pixels():
+    for name in dashboards.NAMES:
+        for panel in dashboards.panels(dashboards.load(name)):
+            pixels = panel["gridPos"]["w"] * 1366 / 24 - 40  # padding, and the sign of the description
+            assert len(panel["title"]) * 8 <= pixels, panel["title"]
+
+
+@every_dashboard
+def test_a_ratio_of_few_runs_is_not_painted_red(name):
+    """A number of fewer than min_runs runs has another name, and under it no limits."""
+    for panel in dashboards.panels(dashboards.load(name)):
+        if panel["type"] == "stat" and panel["fieldConfig"]["defaults"]["unit"] == "percentunit":
+            enough, few = panel["targets"]
+            assert re.search(r" and round\(.*\) >= 10$", enough["expr"])
+            assert re.search(r" unless round\(.*\) >= 10$", few["expr"])
+            [override] = panel["fieldConfig"]["overrides"]
+            assert override["matcher"]["options"] == few["legendFormat"] != enough["legendFormat"]
+            assert "red" not in json.dumps(override)
 
 
 @pytest.mark.parametrize(
     "agent_name", ["Invoice triage", 'Support "EU" \\ Zürich 東京', "{a} 1 2", "two\nlines", ""]
 )
 def test_the_agent_variable_offers_the_name_and_passes_the_id(agent_name):
-    agent = dashboards.load("agent")["templating"]["list"][2]
+    agent = dashboards.load("agent")["templating"]["list"][-1]
     assert dashboards.choices(agent, [{"agent_id": "109", "agent_name": agent_name}]) == {"109": agent_name}
 
 

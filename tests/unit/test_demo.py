@@ -6,11 +6,15 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import pytest
 
-from exporter.demo.simulator import ABSENT, DAY, FLEET, HOUR, MINUTE, Answer, SimulatedModus
+from exporter.demo.fleet import FLEET, HOUR, MINUTE
+from exporter.demo.index import DAY
+from exporter.demo.simulator import Answer, SimulatedModus
+from exporter.demo.wire import ABSENT, iso
 
 BORN = 1_790_000_000.0
 
@@ -388,6 +392,388 @@ def test_a_single_run_is_named_by_its_workflow_and_temporal_run(api):
     assert failed["taskError"]
 
 
+# The world on a bad day
+
+
+def ids(api, **query):
+    return [run["id"] for run in page(api, pageSize=100, **query)["runs"]]
+
+
+def everything(api, **query):
+    """The ids of a whole walk."""
+    return [run["id"] for run in runs_of(api, 7, **query)]
+
+
+def total(api, **query):
+    return page(api, **query)["counts"]["all_executions"]
+
+
+def test_ordered_by_close_the_open_runs_come_first_and_then_the_last_to_end(api, clock):
+    long = api.start_run(7, at=BORN - 100, lasts=90)
+    short = api.start_run(7, at=BORN - 50, lasts=10)
+    old, young = api.start_run(7, at=BORN - 200), api.start_run(7, at=BORN - 150, waits_from=BORN)
+    assert ids(api) == [short.id, long.id, young.id, old.id]
+    api.order = "close"
+    assert ids(api) == [young.id, old.id, long.id, short.id]
+    api.end_run(old)
+    assert ids(api) == [young.id, old.id, long.id, short.id]
+    clock.now += 1
+    api.end_run(young)
+    assert ids(api) == [young.id, old.id, long.id, short.id]
+    assert ids(api, timeframe="last_hour", status="completed") == [young.id, old.id, long.id, short.id]
+    assert api.runs(7) == [short, long, young, old]
+    api.order = "start"
+    assert ids(api) == [short.id, long.id, young.id, old.id]
+
+
+@pytest.mark.parametrize("page_tokens", ["offset", "key"])
+@pytest.mark.parametrize("size", [1, 7, 49, 50])
+def test_a_walk_in_the_order_of_the_ends_sees_every_run_once(fleet, page_tokens, size):
+    fleet.order, fleet.page_tokens = "close", page_tokens
+    walked = [run["id"] for run in walk(fleet, "/agents/105/runs", pageSize=size)]
+    assert len(walked) == len(set(walked)) == 49
+    assert set(walked) == {run.id for run in fleet.runs(105)}
+
+
+def test_ordered_by_close_a_timeframe_still_looks_at_the_start(api):
+    api.order = "close"
+    api.start_run(7, at=BORN - 2 * HOUR, lasts=2 * HOUR - 1)
+    recent = api.start_run(7, at=BORN - HOUR / 2, lasts=1)
+    assert ids(api, timeframe="last_hour") == [recent.id]
+    assert total(api, timeframe="last_hour") == 1
+
+
+def test_a_run_that_shows_another_start_keeps_the_place_of_its_true_one(api, clock):
+    first = api.start_run(7)
+    clock.now += 1
+    rerun = api.start_run(7, override={"startedAt": iso(BORN - 2 * DAY)})
+    clock.now += 1
+    last = api.start_run(7)
+    assert ids(api) == [last.id, rerun.id, first.id]
+    assert page(api)["runs"][1]["startedAt"] == iso(BORN - 2 * DAY)
+
+
+def test_counts_may_be_as_old_as_told(api, clock):
+    run = api.start_run(7)
+    api.counts_lag = 60.0
+    clock.now += 59
+    assert (ids(api), total(api)) == ([run.id], 0)
+    clock.now += 1
+    api.end_run(run)
+    body = page(api)
+    assert (body["runs"][0]["status"], body["counts"]["running"], body["counts"]["completed"]) == (
+        "completed", 1, 0
+    )  # fmt: skip
+    clock.now += 60
+    assert page(api)["counts"]["completed"] == 1
+    api.counts_lag = 0.0
+    assert page(api)["counts"] == {
+        "all_executions": 1, "running": 0, "awaiting_human": 0, "error": 0, "completed": 1
+    }  # fmt: skip
+
+
+def test_counts_may_be_ahead_of_the_list(api, clock):
+    late = api.start_run(7, lasts=10, visible_from=BORN + 60)
+    api.counts_lag = -60.0
+    assert (ids(api), total(api), page(api)["counts"]["completed"]) == ([], 1, 1)
+    clock.now += 60
+    assert (ids(api), total(api)) == ([late.id], 1)
+
+
+@pytest.mark.parametrize(
+    "sent", [{"all_executions": 3.0, "error": "12", "running": None}, {}, [], None, {"all_executions": -1}]
+)
+def test_counts_may_be_anything(api, sent):
+    api.counts_fault = lambda counts: sent
+    assert page(api)["counts"] == sent
+
+
+def test_counts_may_be_changed_a_little_or_be_missing(api):
+    run = api.start_run(7)
+    api.counts_fault = lambda counts: counts | {"running": counts["running"] + 2}
+    assert page(api)["counts"]["running"] == 3
+    api.counts_fault = lambda counts: ABSENT
+    assert page(api).keys() == {"runs", "nextPageToken"}
+    assert ids(api) == [run.id]
+
+
+def test_replicas_answer_in_turn_and_the_one_that_lags_shows_what_was(api, clock):
+    api.replica_lags = (0.0, 300.0)
+    old = api.start_run(7)
+    clock.now += 290
+    new = api.start_run(7)
+    api.end_run(old, "error")
+    for _ in range(2):
+        fresh = page(api)
+        assert [run["id"] for run in fresh["runs"]] == [new.id, old.id]
+        assert (fresh["counts"]["running"], fresh["counts"]["error"]) == (1, 1)
+        assert page(api) == {
+            "runs": [],
+            "counts": dict.fromkeys(fresh["counts"], 0),
+            "nextPageToken": None,
+        }
+    clock.now += 20
+    page(api)
+    lagging = page(api)
+    assert [(run["id"], run["status"]) for run in lagging["runs"]] == [(old.id, "running")]
+    assert "endedAt" not in lagging["runs"][0]
+    assert lagging["counts"]["running"] == 1
+    clock.now += 300
+    assert page(api) == page(api)
+
+
+@pytest.mark.parametrize("order", ["start", "close"])
+def test_a_replica_shows_exactly_what_the_index_held_then(clock, order):
+    """Also of runs that live on by themselves, and of runs that the retention took from nobody."""
+    modus = SimulatedModus(clock=clock, order=order)
+    for _ in range(20):
+        clock.now += 7 * MINUTE
+        then = {agent_id: page(modus, agent_id, pageSize=100) for agent_id in FLEET}
+        clock.now += 9 * MINUTE
+        modus.replica_lags = (9 * MINUTE,)
+        for agent_id, shown in then.items():
+            lagging = page(modus, agent_id, pageSize=100)
+            assert (lagging["runs"], lagging["counts"]) == (shown["runs"], shown["counts"])
+        modus.replica_lags = (0.0,)
+
+
+def test_counts_lag_behind_the_replica_that_answers(api, clock):
+    api.replica_lags, api.counts_lag = (60.0,), 30.0
+    api.start_run(7)
+    for waited, listed, counted in ((59, 0, 0), (1, 1, 0), (29, 1, 0), (1, 1, 1)):
+        clock.now += waited
+        assert (len(ids(api)), total(api)) == (listed, counted)
+
+
+def token_of(api):
+    for _ in range(3):
+        api.start_run(7)
+    return page(api, pageSize=1)["nextPageToken"]
+
+
+def status_with(api, token, path="/agents/7/runs"):
+    return get(api, path, pageSize=1, pageToken=token)[0]
+
+
+def test_a_page_token_is_taken_as_long_as_it_lives(api, clock):
+    api.token_life = 5.0
+    token = token_of(api)
+    clock.now += 4.5
+    assert status_with(api, token) == 200
+    clock.now += 0.5
+    assert status_with(api, token) == 400
+    api.token_life = 10.0
+    assert status_with(api, token) == 200
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 422, 429, 500, 503])
+def test_a_page_token_is_refused_with_any_status(api, status):
+    api.token_refusal, api.token_life = status, 0.0
+    answer = get(api, "/agents/7/runs", pageSize=1, pageToken=token_of(api))
+    assert answer[0] == status
+    assert "`pageToken`" in answer[2]["error"]["message"]
+    assert page(api)["runs"]
+
+
+def test_a_page_token_that_was_forgotten_is_refused_and_a_new_one_taken_at_once(api):
+    api.add_agent(8, "Other")
+    agents = get(api, "/agents", pageSize=1)[2]["nextPageToken"]
+    old = token_of(api)
+    api.forget_tokens()
+    new = page(api, pageSize=1)["nextPageToken"]
+    assert [status_with(api, token) for token in (old, new)] == [400, 200]
+    assert status_with(api, agents, "/agents") == 400
+
+
+def test_a_page_token_of_another_kind_of_page_is_refused(api):
+    token = token_of(api)
+    api.page_tokens = "key"
+    assert status_with(api, token) == 400
+
+
+def test_a_shorter_retention_takes_runs_at_once_and_a_longer_one_brings_none_back(api, clock):
+    old, new = api.start_run(7, lasts=10), api.start_run(7, at=BORN + HOUR, lasts=10)
+    waiting = api.start_run(7)
+    clock.now += 2 * HOUR
+    assert total(api) == 3
+    api.retention = 90 * MINUTE
+    assert set(ids(api)) == {new.id, waiting.id}
+    assert total(api) == 2
+    api.retention = DAY
+    assert set(ids(api)) == {new.id, waiting.id}
+    clock.now += DAY
+    assert ids(api) == [waiting.id]
+    assert old not in api.runs(7)
+
+
+def test_a_run_that_vanishes_is_in_no_list_and_no_count_of_any_replica(api, clock):
+    run = api.start_run(7)
+    clock.now += 100
+    api.vanish(run)
+    api.replica_lags = (50.0,)
+    assert (ids(api), total(api)) == ([], 0)
+    assert get(api, f"/agents/7/runs/{run.workflow_id}")[0] == 404
+
+
+def test_what_retention_took_is_gone_from_the_replicas_that_lag_too(api, clock):
+    api.retention, api.replica_lags = HOUR, (60.0,)
+    run = api.start_run(7, lasts=10)
+    clock.now += HOUR + 9
+    assert ids(api) == [run.id]
+    clock.now += 1
+    assert (ids(api), total(api)) == ([], 0)
+
+
+def test_a_page_token_beyond_what_retention_left_gives_an_empty_last_page(api, clock):
+    for _ in range(4):
+        api.start_run(7, lasts=10)
+    left = {api.start_run(7).id for _ in range(2)}
+    token = page(api, pageSize=3)["nextPageToken"]
+    clock.now += HOUR
+    api.retention = MINUTE
+    rest = page(api, pageSize=3, pageToken=token)
+    assert (rest["runs"], rest["nextPageToken"]) == ([], None)
+    assert set(ids(api)) == left
+
+
+def date_of(api, path="/agents"):
+    return parsedate_to_datetime(get(api, path)[1]["Date"]).timestamp()
+
+
+def test_the_date_header_may_be_wrong_for_all_or_for_one_answer(api):
+    assert date_of(api) == BORN
+    api.date_offset = -HOUR
+    assert date_of(api) == date_of(api, "/nowhere") == BORN - HOUR
+    api.date_offset = lambda request: -BORN if request.agent_id == 7 else 0.0
+    assert (date_of(api), date_of(api, "/agents/7/runs")) == (BORN, 0)
+    assert get(api, "/agents/7/runs")[1]["Date"] == "Thu, 01 Jan 1970 00:00:00 GMT"
+    api.start_run(7)
+    assert page(api)["runs"][0]["startedAt"] == iso(BORN)
+
+
+@pytest.mark.parametrize("back", [600, HOUR])
+def test_a_clock_that_steps_back_undoes_nothing_and_new_runs_take_its_time(api, clock, back):
+    ended, going = api.start_run(7, at=BORN - 20, lasts=10), api.start_run(7, at=BORN - 15)
+    before = page(api)
+    clock.now -= back
+    assert page(api) == before
+    new = api.start_run(7, lasts=30)
+    assert ids(api) == [going.id, ended.id, new.id]
+    api.end_run(going, "error")
+    clock.now += 30
+    api.change(ended, override={"summary": "changed"})
+    api.retention = DAY
+    assert [run["status"] for run in page(api)["runs"]] == ["error", "completed", "completed"]
+    assert (page(api)["runs"][0]["endedAt"], new.start) == (iso(BORN - back), BORN - back)
+
+
+def test_after_a_step_of_the_clock_a_replica_shows_nothing_older_than_the_step(api, clock):
+    run = api.start_run(7)
+    clock.now += 100
+    page(api)
+    clock.now -= HOUR
+    api.replica_lags = (60.0,)
+    assert ids(api) == [run.id]
+    api.start_run(7)
+    assert ids(api) == [run.id]
+    clock.now += 60
+    assert len(ids(api)) == 2
+
+
+def test_a_clock_that_steps_ahead_ends_what_is_planned_until_then(api, clock):
+    api.start_run(7, lasts=HOUR)
+    clock.now += DAY
+    assert page(api)["counts"]["completed"] == 1
+
+
+def test_an_item_may_be_any_bytes_and_the_others_are_as_they_were(api):
+    api.start_run(7, raw=b'{"id": \xff}')
+    api.start_run(7, raw=b"")
+    api.start_run(7, raw=b"[1, {}]", lasts=0)
+    run = api.start_run(7, at=BORN - 1)
+    body = api.answer("GET", "/api/v1/agents/7/runs", {}, {"Authorization": "Bearer demo"}).body
+    odd = b'{"runs": [[1, {}], , {"id": \xff}, '  # the newest first
+    assert body.startswith(odd)
+    good = json.loads(b'{"runs": [' + body.removeprefix(odd))
+    assert [item["id"] for item in good["runs"]] == [run.id]
+    assert good["counts"]["all_executions"] == 4
+
+
+def test_a_single_run_may_be_any_bytes(api):
+    run = api.start_run(7, raw=b"\xff")
+    path = f"/api/v1/agents/7/runs/{run.workflow_id}"
+    assert api.answer("GET", path, {}, {"Authorization": "Bearer demo"}).body == b"\xff"
+
+
+@pytest.mark.parametrize("more", [{}, {"endedAt": ABSENT, "durationMs": ABSENT}])
+def test_a_status_nobody_knows_may_have_an_end_or_none_and_can_be_asked_for(api, more):
+    run = api.start_run(7, at=BORN - 10, lasts=5, outcome="timed_out", override=more)
+    (shown,) = page(api, status="timed_out")["runs"]
+    assert (shown["id"], shown["status"]) == (run.id, "timed_out")
+    assert ("endedAt" in shown, "durationMs" in shown) == (not more, not more)
+
+
+def test_a_run_may_have_no_name_no_trigger_and_no_times(api):
+    nothing = {"agentName": None, "startedAt": ABSENT, "endedAt": ABSENT, "durationMs": ABSENT}
+    api.start_run(7, lasts=0, trigger=None, override=nothing)
+    (shown,) = page(api)["runs"]
+    assert shown["agentName"] is None
+    assert shown.keys().isdisjoint({"startedAt", "endedAt", "durationMs", "triggerType"})
+
+
+def test_the_newest_run_of_a_workflow_is_the_last_to_start_not_the_last_to_end(api):
+    first = api.start_run(7, at=BORN - 60, lasts=50)
+    second = api.start_run(7, at=BORN - 30, lasts=10, workflow_id=first.workflow_id)
+    api.order = "close"
+    assert ids(api) == [first.id, second.id]
+    assert get(api, f"/agents/7/runs/{first.workflow_id}")[2]["id"] == second.id
+
+
+@pytest.mark.parametrize(("told", "status"), [(False, 404), (403, 403), (500, 500), (True, 200)])
+def test_the_route_of_one_run_answers_as_told(api, told, status):
+    run = api.start_run(7)
+    api.single_run = told
+    assert get(api, f"/agents/7/runs/{run.workflow_id}")[0] == status
+    assert ids(api) == [run.id]
+
+
+@pytest.mark.parametrize(("told", "status"), [(False, 404), (400, 400), (500, 500), (True, 200)])
+def test_lists_by_status_answer_as_told_and_the_whole_list_always(api, told, status):
+    run = api.start_run(7)
+    api.filtered_lists = told
+    assert get(api, "/agents/7/runs", status="running")[0] == status
+    assert ids(api) == ids(api, status="all_executions") == [run.id]
+
+
+def test_agents_come_and_go(api):
+    api.add_agent(8, "Other")
+    api.start_run(8)
+    api.remove_agent(8)
+    assert [agent["id"] for agent in walk(api, "/agents")] == [7]
+    assert get(api, "/agents/8/runs")[0] == 404
+    api.add_agent(8, "Back")
+    assert page(api, 8)["runs"] == []
+
+
+def test_an_agent_may_be_switched_off_and_on(api):
+    for enabled in (False, True):
+        api.agents[7].enabled = enabled
+        assert [(agent["isEnabled"], agent["status"]) for agent in walk(api, "/agents")] == [
+            (enabled, "active")
+        ]
+
+
+def test_an_agent_in_the_list_may_be_odd_or_any_bytes(api):
+    api.agents[7].override = {"name": None, "type": ABSENT, "id": "7"}
+    api.add_agent(8, "Other")
+    odd, good = walk(api, "/agents")
+    assert (odd["name"], odd["id"], good["id"]) == (None, "7", 8)
+    assert "type" not in odd
+    api.agents[7].raw = b"\xff\xfe"
+    body = api.answer("GET", "/api/v1/agents", {}, {"Authorization": "Bearer demo"}).body
+    assert body.startswith(b'{"agents": [\xff\xfe, {"id": 8, ')
+
+
 # Errors
 
 
@@ -456,6 +842,14 @@ def test_routes_exist_as_told(api):
     assert [get(api, path)[0] for path in ("/agents", "/agents/7/runs")] == [404, 404]
     assert [get(api, path)[0] for path in ("/workflows", "/workflows/7/runs")] == [200, 200]
     assert get(api, f"/workflows/7/runs/{run.workflow_id}")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(410, "BAD_REQUEST"), (422, "VALIDATION"), (503, "INTERNAL_ERROR")]
+)
+def test_an_error_of_any_status_has_a_code_of_its_kind(api, status, code):
+    answer = api.error(status)
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (status, code)
 
 
 def test_requests_are_kept_with_operation_and_query(api):

@@ -39,7 +39,8 @@ def flags(arguments: list[str]) -> set[str]:
 
 
 def test_the_charts_rules_and_dashboards_are_the_originals() -> None:
-    original = {"modus.yml": ROOT / "prometheus/rules/modus.yml"} | {path.name: path for path in DASHBOARDS}
+    rules = [ROOT / "prometheus/modus.template.yml", ROOT / "prometheus/settings.yaml"]
+    original = {path.name: path for path in [*rules, *DASHBOARDS]}
     shipped = {path.name: path for path in (CHART / "files").iterdir()}
     assert {name: path.read_bytes() for name, path in shipped.items()} == {
         name: path.read_bytes() for name, path in original.items()
@@ -48,7 +49,8 @@ def test_the_charts_rules_and_dashboards_are_the_originals() -> None:
 
 
 def test_the_charts_templates_take_every_one_of_these_files() -> None:
-    assert '.Files.Get "files/modus.yml"' in (CHART / "templates/prometheusrule.yaml").read_text()
+    rules = (CHART / "templates/prometheusrule.yaml").read_text()
+    assert re.findall(r'\.Files\.Get "files/([^"]+)"', rules) == ["settings.yaml", "modus.template.yml"]
     assert '.Files.Glob "files/*.json"' in (CHART / "templates/dashboards.yaml").read_text()
 
 
@@ -106,6 +108,13 @@ def test_the_servicemonitor_scrapes_as_prometheus_yml_does_under_the_job_that_th
     template = (CHART / "templates/servicemonitor.yaml").read_text()
     [job] = [each["job_name"] for each in original["scrape_configs"]]
     assert re.search(rf"- targetLabel: job .*\n +replacement: {job}\n", template)
+
+
+def test_every_limit_of_the_rules_is_a_value_of_the_chart() -> None:
+    settings = yaml.safe_load((ROOT / "prometheus/settings.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    thresholds = schema["properties"]["prometheusRule"]["properties"]["thresholds"]["properties"]
+    assert thresholds.keys() == settings.keys() - {"job", "grafana_url", "runbook_url"}
 
 
 # One version, pinned images

@@ -1,35 +1,17 @@
 """Which agents are read: those listed, those discovered, or both."""
 
 import logging
-from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
-from exporter.metrics.collector import Settings
-from exporter.modus.discovery import Discovery, Target, list_agents
-from exporter.modus.model import Agent, AgentsPage, ApiError
-from tests.simulation import Clock, DirectApi, Exporter, settings
-
-
-class AtOnce:
-    """An executor that has done its work when it returns."""
-
-    def submit(self, work, *args):  # type: ignore[no-untyped-def]
-        future: Future[object] = Future()
-        try:
-            future.set_result(work(*args))
-        except ApiError as error:
-            future.set_exception(error)
-        return future
-
-
-def wait(refresh: Future[list[Agent]]) -> None:
-    """Everything is done at once here."""
-
-
-def names(found: list[Agent] | None) -> list[str]:
-    return [agent.name for agent in found or []]
+from exporter.modus.discovery import Discovery, Selection, Target, list_agents
+from exporter.modus.errors import ApiError
+from exporter.modus.model import Agent, AgentsPage
+from tests.simulation import Clock, DirectApi, Exporter, finished, settings
 
 
 @pytest.fixture
@@ -41,7 +23,7 @@ def api() -> DirectApi:
 
 
 def ask(api: DirectApi):  # type: ignore[no-untyped-def]
-    return lambda token: api.agents(deadline=0.0, page_token=token)
+    return lambda token: api.agents(deadline=Deadline(0), page_token=token)
 
 
 def test_all_pages_of_the_list_are_read(api: DirectApi) -> None:
@@ -56,21 +38,23 @@ def test_a_list_whose_page_token_repeats_is_an_error_and_not_half_a_list() -> No
 
 def test_deleted_agents_are_left_out_and_globs_choose(api: DirectApi) -> None:
     api.modus.agents[3].deleted_at = 0.0
-    discovery = Discovery(["Agent ?", "Agent 1?"], ["*5"], 300)
-    found = names(discovery.agents(ask(api), AtOnce(), 0.0, wait))  # type: ignore[arg-type]
-    assert "Agent 3" not in found
-    assert "Agent 5" not in found
-    assert "Agent 20" not in found
-    assert len(found) == 19 - 3
+    chosen = Selection([], ["Agent ?", "Agent 1?"], ["*5"]).choose(list_agents(ask(api)))
+    names = [target.name for target in chosen]
+    assert "Agent 3" not in names
+    assert "Agent 5" not in names
+    assert "Agent 20" not in names
+    assert len(names) == 19 - 3
 
 
 def test_the_list_is_read_again_after_the_interval_and_kept_when_that_fails(
     api: DirectApi, caplog: pytest.LogCaptureFixture
 ) -> None:
-    discovery = Discovery(["*"], [], 300)
+    discovery = Discovery(300)
 
     def look(now: float) -> int:
-        return len(discovery.agents(ask(api), AtOnce(), now, wait) or [])  # type: ignore[arg-type]
+        if discovery.is_due(now):
+            discovery.refresh(ask(api), now)
+        return len(discovery.found or [])
 
     assert look(0.0) == 30
     api.modus.add_agent(99, "New")
@@ -86,26 +70,25 @@ def test_the_list_is_read_again_after_the_interval_and_kept_when_that_fails(
 
 
 def test_an_agent_that_is_listed_and_found_is_read_once_and_keeps_its_interval() -> None:
-    chosen = settings(7)
-    both = Settings(
-        **{name: getattr(chosen, name) for name in chosen.__slots__}
-        | {"targets": [Target(7, expected_interval=60.0)]}
-    )
-    assert both.choose([Agent(7, "Seven", "task"), Agent(3, "Three")]) == [
+    both = Selection([Target(7, expected_interval=60.0)], ["*"])
+    assert both.choose([Agent(7, "Seven", "task", is_enabled=True), Agent(3, "Three")]) == [
         Target(3, "Three"),
-        Target(7, "Seven", "task", 60.0),
+        Target(7, "Seven", "task", True, 60.0),
     ]
 
 
-def test_after_a_restart_during_an_outage_the_agents_of_before_stay_in_the_exposition(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_an_agent_of_the_configuration_is_read_whatever_the_globs_say() -> None:
+    selection = Selection([Target(7)], ["Sales *"])
+    assert [target.id for target in selection.choose([Agent(7, "Seven"), Agent(8, "Eight")])] == [7]
+
+
+def test_after_a_restart_during_an_outage_the_agents_of_before_stay_in_the_exposition(tmp_path: Path) -> None:
     modus = SimulatedModus(fleet={}, clock=Clock())
     modus.add_agent(7, "Seven")
     modus.start_run(7, lasts=0.0)
-    chosen = settings()
-    found = {name: getattr(chosen, name) for name in chosen.__slots__}
+    discovering = replace(settings(), selection=Selection([], ["*"]))
 
     def start() -> Exporter:
-        discovering = Settings(**found | {"discovery": Discovery(["*"], [], 300)})
         return Exporter(modus, str(tmp_path / "state.db"), discovering)
 
     before = start()
@@ -115,6 +98,5 @@ def test_after_a_restart_during_an_outage_the_agents_of_before_stay_in_the_expos
     after = start()
     agent = after.scrape()[7]
     assert (agent.up, agent.name) == (False, "Seven")
-    assert agent.totals is not None
-    assert sum(agent.totals.buckets) == 1
+    assert finished(agent)["completed"] == 1
     after.close()

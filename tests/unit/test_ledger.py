@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter.modus.model import Cursor, Run, shard_of
+from exporter.modus.discovery import shard_of
+from exporter.modus.model import Run
 from exporter.runs.ledger import Ledger
+from exporter.runs.reader import Memory, Reading
+from exporter.runs.state import Totals, Watermark
 from exporter.runs.store import LedgerError
 from tests.simulation import BOUNDS, DAY, START, Clock
 
@@ -51,20 +54,25 @@ def ledger(path: str | None, clock: Clock, lookback: float = DAY, **more: object
     return Ledger(path, BOUNDS, lookback=lookback, clock=clock, **more)  # type: ignore[arg-type]
 
 
+def reading(*runs: Run, now: float = START, **more: object) -> Reading:
+    return Reading(Watermark(), Memory(), runs=list(runs), now=now, **more)  # type: ignore[arg-type]
+
+
 def record(book: Ledger, *runs: Run, now: float | None = None) -> None:
-    now = book._clock() if now is None else now
-    book.account(AGENT, now)
-    book.record(AGENT, runs, Cursor(), now)
+    book.record(AGENT, reading(*runs, now=book._clock() if now is None else now))
+
+
+def totals(book: Ledger) -> Totals:
+    return book.agents()[AGENT].totals
 
 
 def finished(book: Ledger) -> int:
-    by_status = book.accounts[AGENT].totals.finished
-    return sum(n for by_trigger in by_status.values() for n in by_trigger.values())
+    return sum(n for by_trigger in totals(book).finished.values() for n in by_trigger.values())
 
 
 def test_a_run_is_counted_once_however_often_it_is_seen(clock: Clock) -> None:
     book = ledger(None, clock)
-    book.account(AGENT, clock())
+    record(book)
     clock.advance(200)
     record(book, a_run(end=START + 50), a_run(end=START + 50))
     record(book, a_run(end=START + 50))
@@ -80,7 +88,7 @@ def test_two_temporal_runs_of_one_workflow_are_two(path: str, clock: Clock) -> N
 def test_known_series_are_there_at_zero_from_the_first_sight(path: str, clock: Clock) -> None:
     book = ledger(path, clock)
     record(book)
-    finished_by = book.accounts[AGENT].totals.finished
+    finished_by = totals(book).finished
     assert {status: set(by.values()) for status, by in finished_by.items()} == {
         "completed": {0},
         "error": {0},
@@ -96,7 +104,7 @@ def test_a_restart_goes_on_where_the_last_commit_was(path: str, clock: Clock) ->
     again = ledger(path, clock)
     record(again, a_run("wf:1"), a_run("wf:2"), a_run("wf:3"))
     assert finished(again) == 3
-    assert again.accounts[AGENT].totals.created == START - DAY
+    assert totals(again).created == START - DAY
     again.close()
 
 
@@ -107,7 +115,7 @@ def test_nothing_shown_before_the_commit_survives_a_crash_and_all_after_it_does(
     record(book, a_run("wf:1"))
     book.commit()
     record(book, a_run("wf:2"))  # and no commit
-    book._file.close()  # type: ignore[union-attr]
+    book._store.close()  # type: ignore[union-attr]
     again = ledger(path, clock)
     assert finished(again) == 1
     record(again, a_run("wf:1"), a_run("wf:2"))
@@ -122,7 +130,7 @@ def test_in_memory_only_runs_that_end_after_the_start_are_counted(clock: Clock) 
     clock.advance(60)
     record(book, a_run("wf:old"), a_run("wf:open", end=START + 10), a_run("wf:new", end=START + 20))
     assert finished(book) == 2
-    assert book.accounts[AGENT].totals.created == START
+    assert totals(book).created == START
 
 
 @pytest.mark.parametrize(
@@ -157,7 +165,7 @@ def test_a_longer_lookback_counts_no_forgotten_run_again(path: str, clock: Clock
     for _ in range(2):  # ids are looked through once an hour
         clock.advance(1.2 * DAY)
         record(book)
-    assert book.counted[AGENT] == {}
+    assert book.agents()[AGENT].ids_number == 0
     book.close()
     longer = ledger(path, clock, lookback=30 * DAY)
     record(longer, a_run("wf:1"))
@@ -173,7 +181,7 @@ def test_a_run_counted_late_in_its_life_is_not_followed_again_from_a_stale_list(
     record(book, a_run("wf:1", "running", start=old, end=None))
     record(book, a_run("wf:1", start=old))
     record(book, a_run("wf:1", "running", start=old, end=None))
-    assert book.accounts[AGENT].open == {}
+    assert book.agents()[AGENT].open == {}
     book.close()
 
 
@@ -203,7 +211,7 @@ def test_an_odd_duration_counts_as_finished_and_stays_out_of_the_histogram(
         record(book, a_run(duration_ms=duration_ms, end=end))
         record(book, a_run(duration_ms=duration_ms, end=end))
     assert finished(book) == 1
-    assert sum(book.accounts[AGENT].totals.buckets) == int(counts)
+    assert sum(totals(book).durations.buckets) == int(counts)
     assert len(caplog.records) == (0 if counts else 1)
     book.close()
 
@@ -211,14 +219,14 @@ def test_an_odd_duration_counts_as_finished_and_stays_out_of_the_histogram(
 def test_a_duration_on_a_bound_is_in_that_bucket(path: str, clock: Clock) -> None:
     book = ledger(path, clock)
     record(book, a_run("a", duration_ms=1000), a_run("b", duration_ms=1001), a_run("c", duration_ms=601_000))
-    assert book.accounts[AGENT].totals.buckets == [1, 1, 0, 0, 1]
+    assert totals(book).durations.buckets == [1, 1, 0, 0, 1]
     book.close()
 
 
 def test_the_exemplar_of_a_bucket_is_its_newest_run(path: str, clock: Clock) -> None:
     book = ledger(path, clock)
     record(book, a_run("new", end=START - 10), a_run("old", end=START - 50))
-    exemplar = book.accounts[AGENT].totals.exemplars[2]
+    exemplar = totals(book).durations.exemplars[2]
     assert exemplar is not None
     assert exemplar.run_id == "new"
     book.close()
@@ -230,7 +238,7 @@ def test_trigger_types_beyond_twenty_become_other_and_that_is_said_once(
     book = ledger(path, clock)
     with caplog.at_level(logging.WARNING):
         record(book, *(a_run(f"wf:{n}", trigger=f"trigger {n}") for n in range(1000)))
-    by_trigger = book.accounts[AGENT].totals.finished["completed"]
+    by_trigger = totals(book).finished["completed"]
     assert len(by_trigger) == 21
     assert by_trigger["other"] == 1000 - 15
     assert len(caplog.records) == 1
@@ -241,10 +249,10 @@ def test_a_snapshot_keeps_the_totals_it_was_given(path: str, clock: Clock) -> No
     book = ledger(path, clock)
     record(book, a_run("wf:1"))
     book.commit()
-    shown = book.accounts[AGENT].totals
+    shown = book.shown(AGENT)[1]  # type: ignore[index]
     record(book, a_run("wf:2"))
-    assert sum(shown.buckets) == 1
-    assert sum(book.accounts[AGENT].totals.buckets) == 2
+    assert sum(shown.durations.buckets) == 1  # type: ignore[union-attr]
+    assert sum(totals(book).durations.buckets) == 2
     book.close()
 
 
@@ -258,8 +266,8 @@ def test_other_buckets_are_refused_with_one_line_until_the_histogram_is_reset(
         Ledger(path, (1.0, 2.0), lookback=DAY, clock=clock)
     clock.advance(60)
     anew = Ledger(path, (1.0, 2.0), lookback=DAY, reset_histogram=True, clock=clock)
-    totals = anew.accounts[AGENT].totals
-    assert (totals.buckets, finished(anew), totals.durations_created) == ([0, 0, 0], 1, START + 60)
+    durations = totals(anew).durations
+    assert (durations.buckets, finished(anew), durations.created) == ([0, 0, 0], 1, START + 60)
     anew.close()
     Ledger(path, (1.0, 2.0), lookback=DAY, clock=clock).close()
 
@@ -272,8 +280,7 @@ def test_an_agent_that_comes_from_another_shard_is_counted_from_then_on_by_the_c
     comes = next(n for n in range(100) if shard_of(n, 3) == 2 and shard_of(n, 2) == 0)
     before = ledger(path, clock, shard=(0, 3))
     for agent_id in (stays, comes):  # `comes` was here once, then on shard 2
-        before.account(agent_id, clock() + skew, skew)
-        before.record(agent_id, [], Cursor(), clock() + skew)
+        before.record(agent_id, reading(now=clock() + skew, skew=skew))
     before.close()
     clock.advance(600)
     after = ledger(path, clock, shard=(0, 2))
@@ -281,9 +288,8 @@ def test_an_agent_that_comes_from_another_shard_is_counted_from_then_on_by_the_c
     meanwhile = a_run("wf:1", start=START + skew + 100, end=START + skew + 500)
     later = a_run("wf:2", start=START + skew + 100, end=START + skew + 650)
     for agent_id in (stays, comes):
-        after.account(agent_id, clock() + skew, skew)
-        after.record(agent_id, [meanwhile, later], Cursor(), clock() + skew)
-    counts = {n: sum(after.accounts[n].totals.finished["completed"].values()) for n in (stays, comes)}
+        after.record(agent_id, reading(meanwhile, later, now=clock() + skew, skew=skew))
+    counts = {n: sum(after.agents()[n].totals.finished["completed"].values()) for n in (stays, comes)}
     assert counts == {stays: 2, comes: 1}
     after.close()
 
@@ -292,14 +298,14 @@ def test_a_run_in_a_status_nobody_can_list_is_followed_no_longer_than_the_lookba
     path: str, clock: Clock
 ) -> None:
     book = ledger(path, clock)
-    paused = a_run("wf:1", "paused", end=None)
+    paused = a_run("wf:1", "paused", end=None, duration_ms=None)
     record(book, paused, a_run("wf:2", "running", end=None))
     clock.advance(DAY / 2)
     record(book)
-    assert book.accounts[AGENT].open.keys() == {"wf:1", "wf:2"}
+    assert book.agents()[AGENT].open.keys() == {"wf:1", "wf:2"}
     clock.advance(DAY)
     record(book)
-    assert book.accounts[AGENT].open.keys() == {"wf:2"}
+    assert book.agents()[AGENT].open.keys() == {"wf:2"}
     book.close()
 
 

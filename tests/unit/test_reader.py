@@ -5,8 +5,10 @@ from collections import Counter
 
 import pytest
 
-from exporter.demo.simulator import ABSENT, Answer, Request, SimulatedModus
-from exporter.runs.reader import AgentReader, Known, SingleRunRoute
+from exporter.deadline import Deadline
+from exporter.demo.simulator import Answer, Request, SimulatedModus
+from exporter.demo.wire import ABSENT
+from exporter.runs.reader import AgentReader, Known, Memory
 from tests.simulation import Clock, Exporter, finished, settings
 
 AGENT = 7
@@ -144,7 +146,7 @@ def test_an_open_run_that_the_platform_removed_is_given_up_and_not_counted() -> 
 def test_a_change_that_the_counts_hide_is_found_by_the_check_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("exporter.runs.reader.CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr("exporter.runs.opens.CHECK_INTERVAL", 0.0)
     world = World()
     deep = world.modus.start_run(AGENT)
     world.history(250, apart=300)
@@ -281,17 +283,16 @@ def test_when_the_route_of_one_run_knows_no_such_run_a_walk_settles_it_and_the_r
     assert "get_run" in world.asked
 
 
-def test_when_the_route_of_one_run_fails_the_agent_is_unread_and_the_run_is_counted_later() -> None:
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])
+def test_when_the_route_of_one_run_fails_in_whatever_way_the_list_serves(status: int) -> None:
     world = World()
     deep = world.modus.start_run(AGENT)
     world.history(250, apart=300)
     world.scrape()
     world.modus.end_run(deep, "error")
-    world.modus.fault = lambda request: world.modus.error(500) if request.operation == "get_run" else None
-    assert world.scrape()["error"] == 0
-    assert not world.agent.up
-    world.modus.fault = None
+    world.modus.fault = lambda request: world.modus.error(status) if request.operation == "get_run" else None
     assert world.scrape()["error"] == 1
+    assert world.agent.up
 
 
 def test_a_counted_run_that_a_stale_index_shows_as_running_is_neither_open_nor_counted_again() -> None:
@@ -310,8 +311,8 @@ def test_a_counted_run_that_a_stale_index_shows_as_running_is_neither_open_nor_c
 
 def test_an_agent_whose_turn_comes_after_the_deadline_is_not_asked_for() -> None:
     world = World()
-    reader = AgentReader(AGENT, world.exporter.api, settings(AGENT).limits, SingleRunRoute())  # type: ignore[arg-type]
-    reading = reader.read(Known(), deadline=0.0)
+    reader = AgentReader(world.exporter.api, settings(AGENT).limits)  # type: ignore[arg-type]
+    reading = reader.read(AGENT, Known(), Memory(), Deadline(0.0))
     assert reading.error is not None
     assert reading.error.reason == "deadline"
     assert not world.modus.requests

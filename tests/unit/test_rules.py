@@ -2,19 +2,23 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from exporter.metrics.table import TABLE
-from exporter.modus.model import OPEN_STATUSES, REASONS, TERMINAL_STATUSES
+from exporter.modus.errors import REASONS
+from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES
 from tests.dashboards import selectors
 from tests.e2e.harness import program
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "prometheus"
 RULES_FILE = PROMETHEUS / "rules" / "modus.yml"
+TEMPLATE = (PROMETHEUS / "modus.template.yml").read_text(encoding="utf-8")
+SETTINGS = yaml.safe_load((PROMETHEUS / "settings.yaml").read_text(encoding="utf-8"))
 TEST_FILES = sorted((PROMETHEUS / "tests").glob("*.yml"))
 RUNBOOKS = ROOT / "docs" / "runbooks"
 ALERTS = {
@@ -31,10 +35,15 @@ ALERTS = {
     "ModusApiRateLimited",
     "ModusDataStale",
     "ModusBacklog",
+    "ModusRunsMissed",
+    "ModusReconciliationOverdue",
+    "ModusNothingToRead",
     "ModusLedgerDown",
+    "ModusConfigNotReloaded",
     "ModusExporterDown",
 }
 VALUES = {"status": set(OPEN_STATUSES + TERMINAL_STATUSES), "reason": set(REASONS)}
+AGENT = {"cluster", "namespace", "job", "agent_id"}  # what an agent is known by
 
 RULES = [
     rule
@@ -49,9 +58,10 @@ every_alert = pytest.mark.parametrize(
 
 def exposed_labels():
     """Metric name as in PromQL -> its labels, those that Prometheus adds included."""
-    labels = {"up": {"job", "instance"}}
+    given = {"cluster", "namespace", "job", "instance"}
+    labels = {"up": given}
     for row in TABLE:
-        own = {"job", "instance", *row.all_labels}
+        own = given | set(row.all_labels)
         if row.kind == "histogram":
             labels |= {f"{row.name}_sum": own, f"{row.name}_count": own, f"{row.name}_bucket": own | {"le"}}
         else:
@@ -80,13 +90,46 @@ def test_there_is_every_alert_and_every_runbook_and_no_other():
     assert {page.stem for page in RUNBOOKS.glob("*.md")} == ALERTS
 
 
+def test_every_record_is_read_by_another_rule():
+    read = {
+        selector.name
+        for rule in RULES
+        for selector in selectors(rule["expr"])
+        if selector.name != rule.get("record")
+    }
+    assert {rule["record"] for rule in RULES if "record" in rule} - read == set()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.get("record") or rule["alert"])
+def test_a_rule_tells_two_installations_apart(rule):
+    """Every `by` and `on` names cluster, namespace and job, and one that names an agent all four."""
+    lists = re.findall(r"\b(by|on) \(([^)]*)\)", rule["expr"])
+    known = [{name.strip() for name in names.split(",")} for _, names in lists]
+    renamed_job = {"cluster", "namespace"}
+    allowed = [names for names in known if names == renamed_job]
+    assert len(allowed) == (rule.get("alert") == "ModusExporterDown" and "unless on" in rule["expr"])
+    for names in known:
+        assert names >= AGENT - {"agent_id"} or names == renamed_job, rule["expr"]
+
+
+def test_names_are_joined_from_the_info_alone():
+    for selector in (selector for rule in RULES for selector in selectors(rule["expr"])):
+        assert not {"agent_name", "agent_type"} & {each.name for each in selector.matchers.matchers}
+    joins = [rule for rule in RULES if "group_left" in rule["expr"]]
+    about_agents = [rule for rule in ALERTING if "agent_id" in rule["annotations"]["description"]]
+    assert joins == about_agents
+    assert all(rule["expr"].endswith("modus:agent_name:info\n") for rule in joins)
+
+
 @every_alert
 def test_an_alert_says_whom_it_concerns_and_where_to_look(rule):
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     notes = rule["annotations"]
     assert notes.keys() == {"summary", "description", "runbook_url", "dashboard_url"}
-    assert re.fullmatch(r"[A-Z][^.{]+\.", notes["summary"])  # one sentence, no value
     about_agent = "agent_name" in rule["expr"]
+    who = "Agent {{ $labels.agent_name }}: " if about_agent else ""
+    assert notes["summary"].startswith(who)
+    assert re.fullmatch(r"[a-zA-Z][^.{]+\.", notes["summary"].removeprefix(who))  # one sentence, no value
     named = (
         ["agent_name", "agent_id"]
         if about_agent
@@ -96,12 +139,28 @@ def test_an_alert_says_whom_it_concerns_and_where_to_look(rule):
     )
     for label in named:
         assert f"$labels.{label}" in notes["description"]
-    dashboard = "modus-agent/modus-agent" if about_agent else "modus-exporter/modus-exporter"
-    assert f"/d/{dashboard}?var-job={{{{ $labels.job | urlquery }}}}" in notes["dashboard_url"]
-    assert ("&var-agent={{ $labels.agent_id | urlquery }}" in notes["dashboard_url"]) == about_agent
-    assert notes["runbook_url"] == (
-        f"https://github.com/modus-exporter/modus-exporter/blob/main/docs/runbooks/{rule['alert']}.md"
+    page = "modus-agent" if about_agent else "modus-exporter"
+    variables = {"cluster": "cluster", "namespace": "namespace", "job": "job"}
+    variables |= {"agent": "agent_id"} if about_agent else {}
+    assert notes["dashboard_url"] == f"{SETTINGS['grafana_url']}/d/{page}/{page}?" + "&".join(
+        f"var-{variable}={{{{ $labels.{label} | urlquery }}}}" for variable, label in variables.items()
     )
+    assert notes["runbook_url"] == f"{SETTINGS['runbook_url']}/{rule['alert']}.md"
+
+
+def test_the_committed_rules_are_what_the_template_and_the_settings_give(tmp_path):
+    for name in ("render.py", "modus.template.yml", "settings.yaml"):
+        (tmp_path / name).write_bytes((PROMETHEUS / name).read_bytes())
+    (tmp_path / "rules").mkdir()
+    run_ = run(sys.executable, tmp_path / "render.py")
+    assert (run_.returncode, run_.stderr) == (0, "")
+    assert (tmp_path / "rules" / "modus.yml").read_bytes() == RULES_FILE.read_bytes()
+
+
+def test_every_setting_has_its_place_in_the_rules_and_no_address_is_written_there():
+    assert set(re.findall(r"<(\w+)>", TEMPLATE)) == SETTINGS.keys()
+    assert "://" not in TEMPLATE
+    assert not re.search(r"localhost|github", TEMPLATE)
 
 
 @pytest.mark.parametrize("alert", sorted(ALERTS))
@@ -144,18 +203,20 @@ def test_the_rules_pass_their_promtool_tests(file):
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
-def test_the_objective_is_one_line_and_a_low_one_can_still_burn(tmp_path):
+def test_a_low_objective_is_one_setting_and_can_still_burn(tmp_path):
     """Half the error budget times 14.4 or 6 is more than every run: without a bound it could never fire."""
-    rules = RULES_FILE.read_text(encoding="utf-8")
-    assert rules.count("vector(0.95)") == 1
-    (tmp_path / "rules.yml").write_text(rules.replace("vector(0.95)", "vector(0.5)"), encoding="utf-8")
-    labels = 'job="modus",instance="a",agent_id="1",agent_name="one"'
+    for name in ("render.py", "modus.template.yml"):
+        (tmp_path / name).write_bytes((PROMETHEUS / name).read_bytes())
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**SETTINGS, "objective_ratio": 0.5}))
+    (tmp_path / "rules").mkdir()
+    run(sys.executable, tmp_path / "render.py")
+    labels = 'job="modus",instance="a",agent_id="1"'
     finished = f'modus_agent_runs_finished_total{{{labels},status="%s",trigger_type="api"}}'
     firing = 'count(ALERTS{alertname="ModusErrorBudgetBurnFast",alertstate="firing"})'
     test = {
         "interval": "1m",
         "input_series": [
-            {"series": f"modus_agent_up{{{labels}}}", "values": "1x10"},
+            {"series": f'modus_agent_info{{{labels},agent_name="one",agent_type="x"}}', "values": "1x10"},
             {"series": finished % "error", "values": "0+95x10"},
             {"series": finished % "completed", "values": "0+5x10"},
         ],
@@ -165,7 +226,7 @@ def test_the_objective_is_one_line_and_a_low_one_can_still_burn(tmp_path):
     }
     file = tmp_path / "tests.yml"
     file.write_text(
-        yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": [test]})
+        yaml.safe_dump({"rule_files": ["rules/modus.yml"], "evaluation_interval": "1m", "tests": [test]})
     )
     tested = run(program("promtool"), "test", "rules", file)
     assert tested.returncode == 0, tested.stdout + tested.stderr

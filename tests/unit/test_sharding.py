@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.demo.simulator import SimulatedModus
-from exporter.modus.model import shard_of
+from exporter.modus.discovery import shard_of
 from tests.simulation import Clock, Exporter, finished, settings
 
 AGENTS = range(1, 1001)
@@ -21,7 +21,8 @@ class Shard(Exporter):
     def __init__(
         self, modus: SimulatedModus, path: Path, shard: tuple[int, int], min_interval: float
     ) -> None:
-        chosen = replace(settings(MOVES, STAYS), shard=shard, min_interval=min_interval)
+        chosen = settings(MOVES, STAYS)
+        chosen = replace(chosen, selection=replace(chosen.selection, shard=shard), min_interval=min_interval)
         super().__init__(modus, str(path), chosen, monotonic=modus.clock)
         self.requests = 0
         self.api.before = self._count_request
@@ -85,7 +86,7 @@ def a_run_ends(modus: SimulatedModus, clock: Clock) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7])
 def test_every_agent_is_on_exactly_one_shard(total: int) -> None:
-    everybody = settings(*AGENTS)
+    everybody = settings(*AGENTS).selection
     chosen = [[t.id for t in replace(everybody, shard=(i, total)).choose([])] for i in range(total)]
     assert sorted(id_ for ids in chosen for id_ in ids) == list(AGENTS)
     assert all(len(ids) > len(AGENTS) / total * 0.8 for ids in chosen)

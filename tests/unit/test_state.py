@@ -1,8 +1,12 @@
 """The state file: whose it is, who may write it, and what happens when it breaks."""
 
+import hashlib
+import json
 import logging
 import os
+import random
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -50,7 +54,7 @@ def test_the_file_is_in_use_under_its_other_name_too(book: Ledger, path: str, cl
 
 
 def test_the_file_can_be_read_beside_its_writer(book: Ledger, path: str) -> None:
-    assert read_state(path).counted == {AGENT: {"wf:1": START - 100}}
+    assert read_state(path).counted == {AGENT: {"wf:1": START - 70}}
     record(book, a_run("wf:2"))
     book.commit()
     assert len(read_state(path).counted[AGENT]) == 2
@@ -61,7 +65,7 @@ def test_an_empty_file_is_a_new_one(path: str, clock: Clock) -> None:
     Path(path).parent.mkdir()
     Path(path).touch()
     ledger(path, clock).close()
-    assert read_state(path).accounts == {}
+    assert read_state(path).agents == {}
 
 
 def test_another_programs_file_is_refused_and_left_alone(path: str, clock: Clock) -> None:
@@ -85,11 +89,94 @@ def test_a_file_that_was_never_ours_is_not_moved_even_when_it_is_no_database(pat
 
 def test_a_newer_file_is_refused(book: Ledger, path: str, clock: Clock) -> None:
     book.close()
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 99")
-    db.close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+        newer = json.loads(db.execute("SELECT state FROM meta").fetchone()[0]) | {"version": 99}
+        content = json.dumps(newer).encode()
+        checksum = hashlib.blake2b(content, digest_size=8, key=b"0").digest()
+        db.execute("UPDATE meta SET state = ?, checksum = ?", (content, checksum))
+        db.commit()
     with pytest.raises(LedgerError, match="newer modus-exporter"):
         ledger(path, clock)
+
+
+def test_whatever_byte_of_the_file_is_wrong_it_is_set_aside_or_read_as_it_was_written(
+    book: Ledger, path: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    record(book, *(a_run(f"wf:{n}", end=START - 60 + n / 100) for n in range(300)))
+    book.close()
+    whole, expected = Path(path).read_bytes(), read_state(path)
+    places = {*range(100), *random.Random(1).sample(range(len(whole)), 400)}  # noqa: S311 - repeatable on purpose
+    for place in sorted(places):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        Path(path).write_bytes(damaged)
+        caplog.clear()
+        with closing(ledger(path, clock)) as again:
+            found = again.agents()
+        if found:
+            assert found == expected.agents, place
+            assert not caplog.records, place
+        else:
+            assert [entry.message for entry in caplog.records] == [
+                "the state file is corrupt and was moved aside: a fresh one begins"
+            ], place
+        for left in Path(path).parent.glob("state.db*"):
+            if left.suffix != ".lock":
+                left.unlink()
+
+
+@pytest.mark.parametrize("size", [0, None])
+def test_a_file_that_was_deleted_or_emptied_while_nobody_looked_is_one_line(
+    book: Ledger, path: str, clock: Clock, caplog: pytest.LogCaptureFixture, size: int | None
+) -> None:
+    book.close()
+    if size is None:
+        Path(path).unlink()
+    else:
+        os.truncate(path, size)
+    ledger(path, clock).close()
+    assert [entry.message for entry in caplog.records] == [
+        "the state file was deleted or emptied while no exporter ran: counting begins anew"
+    ]
+
+
+def test_a_total_that_somebody_edited_is_told(book: Ledger, path: str, clock: Clock) -> None:
+    book.close()
+    with closing(sqlite3.connect(path)) as db, db:
+        (state,) = db.execute("SELECT state FROM agent").fetchone()
+        db.execute("UPDATE agent SET state = ?", (state.replace(b'"schedule":1', b'"schedule":2'),))
+    with pytest.raises(LedgerError, match="not what was written"):
+        read_state(path)
+
+
+def test_only_its_owner_may_read_the_file(book: Ledger, path: str, clock: Clock) -> None:
+    book.close()
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    Path(path).chmod(0o644)  # as earlier versions left it
+    ledger(path, clock).close()
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_write_ahead_log_stays_small(path: str, clock: Clock) -> None:
+    with closing(ledger(path, clock)) as book:
+        record(book, *(a_run(f"wf:{n}") for n in range(60_000)))
+        book.commit()
+        record(book, a_run("one more"))
+        book.commit()
+        assert Path(f"{path}-wal").stat().st_size <= 4 << 20
+
+
+def test_nothing_is_written_when_nothing_changed(book: Ledger, path: str, clock: Clock) -> None:
+    record(book, a_run("wf:1"))
+    book.commit()
+    before = Path(f"{path}-wal").stat()
+    clock.advance(60)
+    record(book, a_run("wf:1"))
+    book.commit()
+    after = Path(f"{path}-wal").stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    book.close()
 
 
 @pytest.mark.parametrize("at", [0, 4096])
@@ -102,7 +189,7 @@ def test_a_corrupt_file_is_moved_aside_and_a_fresh_one_begins(
         file.write(os.urandom(3000))
     with caplog.at_level(logging.ERROR):
         fresh = ledger(path, clock)
-    assert fresh.accounts == {}
+    assert fresh.agents() == {}
     assert len(caplog.records) == 1
     aside = [name for name in os.listdir(Path(path).parent) if ".corrupt-" in name]
     assert aside == ["state.db.corrupt-20260921T141320Z"]
@@ -148,7 +235,7 @@ def test_a_file_replaced_by_garbage_while_we_run_ends_with_our_state_on_disk(
 def test_who_has_the_file_open_beside_us_goes_on_seeing_what_we_write(book: Ledger, path: str) -> None:
     other = sqlite3.connect(path)
     with other:
-        other.execute("UPDATE counted SET start = start + 1")  # noticed: the file is written again whole
+        other.execute("UPDATE counted SET over = over + 1")  # noticed: the file is written again whole
     for number in (2, 3):
         record(book, a_run(f"wf:{number}"))
         book.commit()
@@ -163,7 +250,7 @@ def test_a_failing_disk_loses_nothing_and_counts_nothing_twice(
     book: Ledger, path: str, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The database is locked by another writer: to SQLite a failure to write like any other."""
-    book._file._db.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
+    book._store._db.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
     other = sqlite3.connect(path)
     other.execute("BEGIN IMMEDIATE")
     with caplog.at_level(logging.INFO):
@@ -171,8 +258,8 @@ def test_a_failing_disk_loses_nothing_and_counts_nothing_twice(
             record(book, a_run(f"wf:{number}"))
             book.commit()
             assert not book.up
-            if book._file._db:  # type: ignore[union-attr]
-                book._file._db.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
+            if book._store._db:  # type: ignore[union-attr]
+                book._store._db.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
         assert finished(book) == 3
         other.rollback()
         other.close()
@@ -187,7 +274,7 @@ def test_a_failing_disk_loses_nothing_and_counts_nothing_twice(
 
 
 def test_the_commit_is_durable(book: Ledger) -> None:
-    database = book._file._db  # type: ignore[union-attr]
+    database = book._store._db  # type: ignore[union-attr]
     assert database is not None
     assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert database.execute("PRAGMA synchronous").fetchone() == (2,)

@@ -1,18 +1,25 @@
 """The pages of the web server: exposition, negotiation, landing page, health, reload."""
 
+import contextlib
 import gzip
 import logging
+import os
 import re
 import socket
 import threading
+from urllib.parse import urljoin
 
 import pytest
 
 from exporter import __version__
-from exporter.web.pages import application, gzip_accepted, negotiate, scrape_timeout
-from exporter.web.server import listen
-from exporter.web.webconfig import WebConfigFile, WebError
-from tests.webserver import exposition, running
+from exporter.web import listeners, pages
+from exporter.web.listeners import listen, listen_on, passed_by_systemd
+from exporter.web.negotiation import gzip_accepted, negotiate, scrape_timeout
+from exporter.web.pages import application
+from exporter.web.places import Places
+from exporter.web.reload import Reloads
+from exporter.web.webconfig import RateLimit, WebConfig, WebConfigFile, WebError
+from tests.webserver import awaited, exposition, running
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -55,6 +62,14 @@ def site():
         ("application/openmetrics-text;version=abc;q=nan", TEXT),
         (";;,=,q=;", TEXT),
         ("image/png", TEXT),
+        ('application/openmetrics-text; version="1.0.0"', OPENMETRICS),
+        (
+            'application/openmetrics-text;version="1.0.0";escaping="allow-utf-8"',
+            f"{OPENMETRICS}; escaping=allow-utf-8",
+        ),
+        (r'application/openmetrics-text;version="1\.0.0"', OPENMETRICS),
+        ('application/openmetrics-text;x="a,b;c";version="0.0.1"', OPENMETRICS.replace("1.0.0", "0.0.1")),
+        ('application/openmetrics-text;version="1.0.0', TEXT),
     ],
 )
 def test_the_best_format_that_the_client_names_is_chosen(accept, expected):
@@ -83,10 +98,22 @@ def test_gzip_is_used_only_when_the_client_wants_it(header, accepted):
     [
         ("10", 10.0),
         ("0.5", 0.5),
-        *[(bad, None) for bad in (None, "", "0", "-1", "nan", "inf", "1e999", "ten", "1s")],
+        ("1e1", 10.0),
+        (".5", 0.5),
+        ("300.5", 300.0),
+        ("1e10", 300.0),
+        ("100000", 300.0),
+        *[
+            (bad, None)
+            for bad in (None, "", " ", "0", "0.0", "-1", "nan", "inf", "-inf", "1e999", "9" * 2000)
+        ],
+        *[
+            (bad, None)
+            for bad in ("ten", "1s", "1_0", "0x10", "\u0661\u0660", "1,5", "5, 10", "1e-999", ".", "e5")
+        ],
     ],
 )
-def test_the_scrape_timeout_is_a_positive_number_or_none(header, seconds):
+def test_the_scrape_timeout_is_a_positive_number_of_300_at_most_or_none(header, seconds):
     assert scrape_timeout(header) == seconds
 
 
@@ -121,7 +148,12 @@ def test_the_scrapers_timeout_reaches_the_scrape():
     with running(scrape=lambda timeout, openmetrics: seen.append(timeout) or []) as site:
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="7.5")
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="-inf")
-    assert seen == [7.5, None]
+        site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="1e10")
+    assert [seen[0] == pytest.approx(7.5, abs=1), seen[1], seen[2] == pytest.approx(300, abs=1)] == [
+        True,
+        None,
+        True,
+    ]
 
 
 def test_scrapes_one_after_the_other_come_from_one_thread():
@@ -150,9 +182,10 @@ def test_a_failing_scrape_is_a_500_and_one_line_in_the_log(caplog):
     assert record.fields == {"error": "RuntimeError: it broke here"}
 
 
-def test_a_page_that_breaks_is_a_500_without_a_traceback(caplog):
-    with running(ready=lambda: 1 / 0) as site:
-        answer = site.get("/-/ready")
+def test_a_page_that_breaks_is_a_500_without_a_traceback(caplog, monkeypatch):
+    monkeypatch.setattr(pages, "negotiate", lambda accept: 1 / 0)
+    with running() as site:
+        answer = site.get("/metrics")
     assert (answer.status, answer.headers["x-frame-options"]) == (500, "deny")
     assert b"Traceback" not in answer.data
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -165,9 +198,9 @@ def test_a_page_that_breaks_is_a_500_without_a_traceback(caplog):
 def test_the_landing_page_says_what_this_is_and_links_on():
     with running(path="/some/metrics") as site:
         answer = site.get("/")
-        links = re.findall(rb'href="(/[^"]*)"', answer.data)
-        assert [site.get(link.decode()).status for link in links] == [200, 200, 200]
-    assert links == [b"/some/metrics", b"/-/healthy", b"/-/ready"]
+        links = re.findall(rb'href="([^":]*)"', answer.data)
+        assert [site.get(urljoin("/", link.decode())).status for link in links] == [200, 200, 200]
+    assert links == [b"./some/metrics", b"./-/healthy", b"./-/ready"]  # relative: right behind any proxy
     assert b"Modus" in answer.data
     assert __version__.encode() in answer.data
     assert not re.search(rb"<(script|img|link)|src=|url\(", answer.data)
@@ -183,8 +216,8 @@ def test_a_telemetry_path_that_is_no_path_is_refused(path):
     with pytest.raises(WebError, match=r"^--web.telemetry-path: expected a path like /metrics, got "):
         application(
             scrape=lambda timeout, openmetrics: [],
-            ready=lambda: True,
-            reload=None,
+            reloads=Reloads(lambda: None),
+            places=Places(),
             telemetry_path=path,
             enable_lifecycle=False,
             web_config=WebConfigFile(None),
@@ -192,11 +225,9 @@ def test_a_telemetry_path_that_is_no_path_is_refused(path):
 
 
 def test_health_and_readiness():
-    state = {"ready": False}
-    with running(ready=lambda: state["ready"]) as site:
-        assert (site.get("/-/healthy").status, site.get("/-/ready").status) == (200, 503)
-        state["ready"] = True
-        assert site.get("/-/ready").status == 200
+    with running() as site:
+        assert site.get("/-/healthy").data == b"modus-exporter is healthy.\n"
+        assert site.get("/-/ready").data == b"modus-exporter is ready.\n"
 
 
 def test_reload_is_forbidden_unless_enabled():
@@ -303,3 +334,173 @@ def test_a_host_that_is_unknown_is_one_line_and_exit_code_1():
     with pytest.raises(WebError, match=r"^cannot listen on no-such-host.invalid:1: .+$") as caught:
         listen("no-such-host.invalid:1")
     assert caught.value.exit_code == 1
+
+
+@IPV6
+def test_the_ipv6_wildcard_is_both_families_as_in_go():
+    with listen("[::]:0") as listener:
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, port), timeout=5).close()
+
+
+def test_several_addresses_are_all_listened_on():
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(each) for each in listen_on(["127.0.0.1:0", "127.0.0.2:0"])]
+        assert [each.getsockname()[0] for each in found] == ["127.0.0.1", "127.0.0.2"]
+
+
+def test_one_bad_address_of_several_leaves_none_open():
+    with listen("127.0.0.1:0") as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(WebError, match="Address already in use"):
+            listen_on([f"127.0.0.2:{port}", f"127.0.0.1:{port}"])
+        listen(f"127.0.0.2:{port}").close()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"LISTEN_PID": "7"},
+        {"LISTEN_PID": "8", "LISTEN_FDS": "1"},
+        *[{"LISTEN_PID": "7", "LISTEN_FDS": bad} for bad in ("0", "-1", "x", "")],
+    ],
+)
+def test_without_a_socket_of_systemd_it_is_one_line(environ):
+    with pytest.raises(WebError, match=r"^--web.systemd-socket: systemd passed no socket: ") as caught:
+        passed_by_systemd(environ, 7)
+    assert caught.value.exit_code == 1
+
+
+def test_a_passed_descriptor_that_is_no_listening_socket_is_one_line(monkeypatch):
+    with socket.socket() as not_listening:
+        monkeypatch.setattr(listeners, "FIRST_PASSED", os.dup(not_listening.fileno()))
+        with pytest.raises(
+            WebError, match=r"^--web.systemd-socket: descriptor \d+ is no listening stream socket"
+        ):
+            passed_by_systemd({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, 7)
+
+
+# --- behind a proxy ---
+
+
+def test_the_path_of_the_external_url_is_the_prefix_of_all_pages_and_links():
+    with running(external_url="https://proxy.example/modus/") as site:
+        links = re.findall(rb'href="([^":]*)"', site.get("/modus/").data)
+        assert links == [b"/modus/metrics", b"/modus/-/healthy", b"/modus/-/ready"]
+        assert [site.get(link.decode()).status for link in links] == [200] * 3
+        assert site.get("/metrics").status == 404
+        for path in ("/", "/modus"):
+            assert (site.get(path).status, site.get(path).headers["location"]) == (302, "/modus/")
+
+
+def test_a_proxy_that_takes_the_prefix_off_wants_a_route_prefix_of_slash():
+    with running(external_url="https://proxy.example/modus", route_prefix="/") as site:
+        assert b'href="/modus/metrics"' in site.get("/").data
+        assert site.get("/metrics").status == 200
+
+
+def test_a_route_prefix_alone_moves_the_pages():
+    with running(route_prefix="modus/") as site:
+        assert b'href="./metrics"' in site.get("/modus/").data
+        assert site.get("/modus/metrics").status == 200
+        assert site.get("/").headers["location"] == "/modus/"
+
+
+def test_an_external_url_without_a_path_changes_nothing():
+    with running(external_url="http://proxy.example:9090") as site:
+        assert (site.get("/").status, site.get("/metrics").status) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    "url", ["proxy", "/modus", "ftp://x/", "http://", "http://x/a b", "http://[x/", "http://x/?a"]
+)
+def test_an_external_url_that_is_none_is_refused(url):
+    with (
+        pytest.raises(WebError, match=r"^--web.external-url: expected a URL like https://.*, got "),
+        running(external_url=url),
+    ):
+        pass
+
+
+def test_a_route_prefix_that_is_no_path_is_refused():
+    with (
+        pytest.raises(WebError, match=r"^--web.route-prefix: expected a path like /modus, got '/a b'"),
+        running(route_prefix="/a b"),
+    ):
+        pass
+
+
+# --- the rate limit of the web configuration ---
+
+
+class Fixed:
+    """A web configuration that a test changes."""
+
+    def __init__(self, **options):
+        self.config = WebConfig(**options)
+
+    def current(self):
+        return self.config
+
+
+def test_requests_beyond_the_rate_limit_are_429_whatever_they_ask_for():
+    with running(web_config=Fixed(rate_limit=RateLimit(3600, 3))) as site:
+        answers = [site.get(path) for path in ("/metrics", "/-/healthy", "/", "/-/healthy", "/metrics")]
+    assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
+    assert (answers[3].data, answers[3].headers["retry-after"]) == (b"Too Many Requests\n", "3600")
+    assert answers[3].headers["x-frame-options"] == "deny"
+
+
+def test_a_request_more_is_allowed_after_each_interval():
+    with running(web_config=Fixed(rate_limit=RateLimit(0.05, 1))) as site:
+        assert site.get("/").status == 200
+        awaited(lambda: site.get("/").status == 200)
+
+
+def test_a_changed_rate_limit_counts_at_once_and_an_unchanged_one_goes_on():
+    limited = WebConfig(rate_limit=RateLimit(3600, 1))
+    web_config = Fixed(rate_limit=RateLimit(3600, 1))
+    with running(web_config=web_config) as site:
+        assert [site.get("/").status for _ in range(2)] == [200, 429]
+        web_config.config = limited  # read again with the same limit
+        assert site.get("/").status == 429
+        web_config.config = WebConfig()
+        assert [site.get("/").status for _ in range(2)] == [200, 200]
+        web_config.config = WebConfig(rate_limit=RateLimit(3600, 2))
+        assert [site.get("/").status for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_burst_of_0_allows_nothing_as_in_the_toolkit():
+    with running(web_config=Fixed(rate_limit=RateLimit(0.001, 0))) as site:
+        assert site.get("/").status == 429
+
+
+# --- threads ---
+
+
+def test_a_thread_that_the_system_refuses_makes_it_slower_and_nothing_else(monkeypatch):
+    entered, release = threading.Semaphore(0), threading.Event()
+
+    def scrape(timeout, openmetrics):
+        entered.release()
+        release.wait(20)
+        return [exposition(openmetrics)]
+
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    with (
+        running(scrape=scrape) as site,
+        contextlib.ExitStack() as stack,
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr(threading.Thread, "start", refused)
+        clients = [stack.enter_context(site.connect()) for _ in range(3)]
+        for sock in clients:
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert entered.acquire(timeout=10)
+        assert site.get("/-/healthy").status == 200
+        release.set()
+        assert all(sock.recv(100).startswith(b"HTTP/1.1 200 ") for sock in clients)

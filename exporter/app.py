@@ -1,0 +1,184 @@
+"""The running exporter: the only place where the parts are wired together, and where they are reloaded."""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+from exporter import __version__
+from exporter.config import (
+    AgentConfig,
+    Config,
+    ConfigError,
+    Discovery,
+    Modus,
+    State,
+    TokenError,
+    token_source,
+)
+from exporter.demo.simulator import SimulatedModus
+from exporter.log import fields
+from exporter.metrics.collector import RunsCollector, Settings
+from exporter.metrics.exposition import write
+from exporter.modus.client import ModusClient
+from exporter.modus.discovery import Selection, Target
+from exporter.modus.errors import ApiError
+from exporter.modus.requeststats import REQUEST_BUCKETS
+from exporter.runs.ledger import Ledger
+from exporter.runs.reader import Limits
+from exporter.scalars import Positive, Secret
+
+DEMO_RETENTION = 7 * 86400.0  # seconds
+LAST_COMMIT = 3.0  # seconds that a slow disk may hold up the end
+
+log = logging.getLogger("exporter.app")
+
+
+class App:
+    """Client, ledger and collector of one configuration; `read_config` gives the one of the moment.
+
+    Raises LedgerError for a state file that cannot be used, ApiError for a client that cannot be made.
+    """
+
+    def __init__(
+        self, read_config: Callable[[], Config], *, shard: tuple[int, int], reset_histogram: bool
+    ) -> None:
+        self._read_config = read_config
+        self._shard = shard
+        self._config = config = read_config()
+        self._client = connect(config)
+        self._reloaded = (True, time.time())
+        self._ledger = Ledger(
+            config.state.path,
+            config.histogram.buckets,
+            lookback=config.runs.lookback,
+            shard=shard,
+            reset_histogram=reset_histogram,
+        )
+        self.collector = RunsCollector(
+            self._client, self._ledger, settings(config, shard), reload_state=lambda: self._reloaded
+        )
+        self._others = ProcessCollector(registry=None), PlatformCollector(registry=None)
+
+    def metrics(self, timeout: float | None, openmetrics: bool) -> Iterator[bytes]:
+        """The exposition in pieces, for a caller who waits `timeout` seconds (None: the default timeout)."""
+        registry = CollectorRegistry()
+        for collector in (self.collector.within(timeout), *self._others):
+            registry.register(collector)
+        yield from write(registry.collect(), openmetrics)
+
+    def reload(self) -> None:
+        """Read the configuration again; a bad one changes nothing. Raises ConfigError and ApiError."""
+        try:
+            config = self._use(self._read_config())
+        except BaseException:
+            self._reloaded = (False, self._reloaded[1])
+            raise
+        self._reloaded = (True, time.time())
+        log.info("configuration loaded", extra=fields(agents=len(config.agents)))
+
+    def log_start(self) -> None:
+        """Say what is going to be read."""
+        extra = fields(
+            version=__version__,
+            api=self._client.host,
+            agents=len(self._config.agents),
+            discovery=self._config.discovery.enabled,
+            state=self._config.state.path or "in memory",
+        )
+        log.info("starting", extra=extra)
+
+    def close(self) -> None:
+        """Cut a scrape short, make durable what was counted, and let go of file and connections."""
+        if self.collector.close(LAST_COMMIT):
+            self._ledger.close()
+        else:
+            log.error("the disk does not answer: what was counted last is not durable")
+        self._client.close()
+
+    def _use(self, config: Config) -> Config:
+        for path, now, then in (
+            ("histogram.buckets", config.histogram, self._config.histogram),
+            ("state.path", config.state, self._config.state),
+        ):
+            if now != then:
+                raise ConfigError(f"{path}: cannot change while the exporter runs; restart it")
+        before = self._client
+
+        def connect_anew() -> ModusClient:
+            if config.modus != self._config.modus:  # else the same: it knows of pauses the API asked for
+                self._client = connect(config, before)
+            return self._client
+
+        self.collector.reload(connect_anew, settings(config, self._shard))
+        if self._client is not before:
+            before.close()
+        self._config = config
+        return config
+
+
+def connect(config: Config, before: ModusClient | None = None) -> ModusClient:
+    """A client as configured; it counts on from the one `before` it. Raises ApiError."""
+    read = token_source(config.modus)
+
+    def token() -> str:
+        try:
+            return read()
+        except TokenError as error:
+            raise ApiError("unauthorized", str(error)) from None
+
+    return ModusClient(
+        config.modus.base_url,
+        token,
+        resource=config.modus.resource,
+        timeout=config.modus.timeout,
+        concurrency=config.modus.concurrency,
+        ca_file=config.modus.ca_file,
+        max_requests_per_second=config.modus.max_requests_per_second,
+        requests_so_far=before.requests_so_far if before else None,
+    )
+
+
+def settings(config: Config, shard: tuple[int, int]) -> Settings:
+    """What the collector is told of the configuration."""
+    found, runs = config.discovery, config.runs
+    return Settings(
+        selection=Selection(
+            [Target(agent.id, expected_interval=agent.expected_interval) for agent in config.agents],
+            found.include if found.enabled else None,
+            found.exclude,
+            found.refresh_interval,
+            shard,
+        ),
+        limits=Limits(runs.page_size, runs.max_pages, runs.lookback, runs.timeframe),
+        concurrency=config.modus.concurrency,
+        timeout_offset=config.scrape.timeout_offset,
+        default_timeout=config.scrape.default_timeout,
+        min_interval=config.scrape.min_interval,
+        request_bounds=REQUEST_BUCKETS,
+        reconcile_interval=runs.reconcile_interval,
+        show_created=config.exposition.created,
+    )
+
+
+def demo(stack: ExitStack) -> Callable[[], Config]:
+    """Start the simulated API, with a state file that goes when the exporter ends. Raises ConfigError."""
+    modus = SimulatedModus(retention=DEMO_RETENTION).start()
+    stack.callback(modus.close)
+    os.environ["no_proxy"] = "127.0.0.1"  # a proxy has no way to it, and nothing else is asked
+    try:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="modus-exporter-demo-"))
+    except OSError as error:
+        raise ConfigError(f"--demo: no temporary directory: {error.strerror}; set TMPDIR") from None
+    config = Config(
+        modus=Modus(base_url=modus.url, token=Secret(modus.token)),
+        agents=(AgentConfig(107, Positive(3600)),),
+        discovery=Discovery(enabled=True),
+        state=State(path=str(Path(directory) / "state.db")),
+    )
+    return lambda: config

@@ -1,0 +1,71 @@
+"""Which agents could not be read: counted by reason, and said in the log when that changes."""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping
+
+from exporter.log import fields
+from exporter.modus.errors import ApiError
+from exporter.runs.scrape import Scrape
+
+MAX_LINES = 10  # log lines about agents that changed their state in one scrape
+
+log = logging.getLogger("exporter.metrics.readerrors")
+
+
+class ReadErrors:
+    """Per agent and reason, the scrapes in which it could not be read. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, Counter[str]] = {}
+        self._failing: set[int] = set()
+        self._left_out: tuple[Scrape | None, set[int]] = (None, set())
+        self._lock = threading.Lock()
+
+    def of(self, agent_id: int) -> Mapping[str, int]:
+        """The agent's errors by reason."""
+        with self._lock:
+            return dict(self._counts.get(agent_id, {}))
+
+    def is_failing(self, agent_id: int) -> bool:
+        """Whether the newest scrape could not read the agent."""
+        return agent_id in self._failing
+
+    def leave_out(self, scrape: Scrape) -> None:
+        """Count the agents that a caller has to leave unread, once in a scrape however many leave."""
+        readings = scrape.so_far()
+        with self._lock:
+            if self._left_out[0] is not scrape:
+                self._left_out = (scrape, set())
+            for target in scrape.targets:
+                if target.id not in readings and target.id not in self._left_out[1]:
+                    self._left_out[1].add(target.id)
+                    self._counts.setdefault(target.id, Counter())["deadline"] += 1
+
+    def note(self, scrape: Scrape) -> None:
+        """Count and log the errors of a scrape that is over; agents no longer in use are forgotten."""
+        errors = {agent_id: reading.error for agent_id, reading in scrape.readings.items()}
+        with self._lock:
+            told = self._left_out[1] if self._left_out[0] is scrape else set()
+            for agent_id, error in errors.items():
+                if error and not (error.reason == "deadline" and agent_id in told):
+                    self._counts.setdefault(agent_id, Counter())[error.reason] += 1
+            for agent_id in self._counts.keys() - errors.keys():
+                del self._counts[agent_id]
+        self._log_transitions(errors)
+        self._failing = {agent_id for agent_id, error in errors.items() if error}
+
+    def _log_transitions(self, errors: Mapping[int, ApiError | None]) -> None:
+        """Log which agents became unreadable or readable again, one line each, not one per scrape."""
+        changed = [(id_, error) for id_, error in errors.items() if (id_ in self._failing) == (error is None)]
+        for agent_id, error in changed[:MAX_LINES]:
+            if error is None:
+                log.info("agent can be read again", extra=fields(agent_id=agent_id))
+            else:
+                why = fields(agent_id=agent_id, reason=error.reason, error=str(error))
+                log.warning("agent cannot be read", extra=why)
+        if len(changed) > MAX_LINES:
+            unreadable = sum(error is not None for error in errors.values())
+            more = fields(more=len(changed) - MAX_LINES, unreadable=unreadable)
+            log.warning("more agents changed between readable and unreadable", extra=more)

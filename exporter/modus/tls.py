@@ -1,0 +1,95 @@
+"""Whom to trust: one TLS context for all connections, made again when the CA bundle has changed."""
+
+import logging
+import os
+import ssl
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import certifi
+
+from exporter.log import fields
+from exporter.modus.errors import ApiError
+
+VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # a file or a directory, before those of OpenSSL
+
+log = logging.getLogger("exporter.modus.client")
+
+
+def bundle(ca_file: str | None, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Files and directories of CA certificates: of the configuration, the environment, or certifi."""
+    chosen = next(filter(None, (ca_file, *map(environ.get, VARIABLES))), None)
+    if chosen:
+        return [chosen]
+    folders = environ.get("SSL_CERT_DIR", "").split(os.pathsep)
+    return list(filter(None, (environ.get("SSL_CERT_FILE"), *folders))) or [certifi.where()]
+
+
+class Trust:
+    """The TLS context for connections to the API and to an HTTPS proxy. Safe to share between threads.
+
+    Raises ApiError when a file or directory of `paths` cannot be read; one that becomes unreadable later
+    changes nothing but one line in the log.
+    """
+
+    def __init__(self, paths: list[str], socket_class: type[ssl.SSLSocket]) -> None:
+        self._paths, self._socket_class = paths, socket_class
+        self._lock = threading.Lock()
+        self._signature = self._look()
+        self._context = self._load()
+
+    def context(self) -> ssl.SSLContext:
+        """The context of now: for each new connection, while open ones keep theirs."""
+        with self._lock:
+            signature = self._look()
+            if signature != self._signature:
+                self._signature = signature
+                try:
+                    self._context = self._load()
+                except ApiError as error:
+                    log.error("the CA certificates in use stay", extra=fields(error=str(error)))
+                else:
+                    log.info("CA certificates read again", extra=fields(files=" ".join(self._paths)))
+            return self._context
+
+    def _look(self) -> list[Any]:
+        """What tells that a file is another one: a rename, a write, a change of a symbolic link."""
+        found: list[Any] = []
+        for path in self._paths:
+            try:
+                stat = os.stat(path)
+                found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_dev))
+            except OSError as error:
+                found.append(error.errno)
+        return found
+
+    def _load(self) -> ssl.SSLContext:
+        context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+        context.sslsocket_class = self._socket_class
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.hostname_checks_common_name = False
+        # as curl and openssl do: any certificate may be trusted, and companies' CAs are not strict
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+        context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
+        for path in self._paths:
+            try:
+                context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
+            except (OSError, ValueError) as exc:
+                text = getattr(exc, "strerror", None) or exc
+                raise ApiError("connection", f"cannot read the CA bundle {path}: {text}") from None
+        return context
+
+
+class _Context(ssl.SSLContext):
+    """Has its sockets shake hands when they know the connection whose time they keep to."""
+
+    def wrap_socket(self, sock: Any, *_: Any, server_hostname: Any = None, **__: Any) -> Any:
+        tls: Any = super().wrap_socket(sock, do_handshake_on_connect=False, server_hostname=server_hostname)
+        try:
+            tls.connection = sock.connection
+            tls.do_handshake()
+        except BaseException:
+            tls.close()
+            raise
+        return tls

@@ -1,0 +1,218 @@
+"""Following open runs without reading the whole list.
+
+The API counts the runs that are running or wait for a human. While its counts differ from the ledger's by
+the same numbers as at the last check, no open run has ended out of sight. When they change, the lists of
+open runs tell which one is gone, and the single-run route (or, without it, a walk down to its start) how it
+ended.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from exporter.modus.errors import ApiError
+from exporter.modus.model import OPEN_STATUSES, Run
+from exporter.runs import paging
+from exporter.runs.state import Backlog, OpenRun, Watermark
+
+if TYPE_CHECKING:  # `reader` calls this module
+    from exporter.runs.reader import AgentApi, Known, Limits, Reading
+
+CHECK_INTERVAL = 600.0  # seconds after which what did not change, or did not work, is looked at again
+MAX_SINGLE_RUNS = 5  # runs asked for one by one; for more of them a walk costs less
+SINGLE_RUN_SHARE = 4  # a run asked for by itself gets this part of the time that is left
+
+Counts = tuple[int, ...]  # by OPEN_STATUSES
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The lists of open runs while they are read, over as many scrapes as it takes."""
+
+    lists: tuple[tuple[str, Backlog], ...]  # status and what is still to be read of its list
+    unmet: frozenset[str]  # ids of open runs that no page has shown since the beginning
+
+    @classmethod
+    def of(cls, opens: Iterable[str], size: int) -> "Listing":
+        """All lists, from their newest run on, in pages of `size`."""
+        lists = tuple((status, Backlog(-math.inf, size)) for status in OPEN_STATUSES)
+        return cls(lists, frozenset(opens))
+
+
+@dataclass(frozen=True, slots=True)
+class OpensMemory:
+    """What the last check leaves for the next."""
+
+    explained: Counts | None = (0,) * len(
+        OPEN_STATUSES
+    )  # the difference that was looked into; None: not settled
+    since: float = 0.0  # when it arose, by the API's clock
+    checked: float | None = None  # monotonic seconds of the newest listing that came to its end
+    listing: Listing | None = None
+
+
+class SingleRunRoute:
+    """Whether the API has the route for one run: what fails before it ever worked closes it for a while."""
+
+    def __init__(self) -> None:
+        self.worked = False
+        self.closed_until = 0.0  # monotonic seconds
+
+
+def check(
+    api: "AgentApi",
+    known: "Known",
+    reading: "Reading",
+    counts: Mapping[str, int],
+    route: SingleRunRoute,
+    limits: "Limits",
+) -> None:
+    """Read the open lists when there may be an open run that is unknown, or one that has ended.
+
+    Raises ApiError.
+    """
+    if _searching(reading.watermark):
+        return
+    memory, now = reading.memory.opens, api.deadline.monotonic()
+    difference = _difference(counts, _still_open(reading, known), reading.now)
+    if memory.listing is None:
+        if memory.checked is None:
+            memory = replace(memory, checked=now)
+        if _is_settled(difference, known, reading, memory, now):
+            reading.memory = replace(reading.memory, opens=replace(memory, explained=difference))
+            return
+        memory = replace(memory, listing=Listing.of(known.open, limits.page_size))
+    before = memory.explained
+    reading.memory = replace(reading.memory, opens=replace(memory, explained=None))
+    unmet = _read_lists(api, known, reading, limits.max_pages)
+    if unmet is None:
+        return
+    reading.opens_listed = True
+    gone = {id_: run for id_, run in known.open.items() if id_ in unmet}
+    _settle(api, reading, gone, route, limits, known)
+    memory = OpensMemory(None, memory.since, now)
+    if not _searching(reading.watermark):
+        explained = _difference(counts, _still_open(reading, known), reading.now)
+        since = memory.since if explained == before else reading.now
+        memory = replace(memory, explained=explained, since=since)
+    reading.memory = replace(reading.memory, opens=memory)
+
+
+def _is_settled(
+    difference: Counts, known: "Known", reading: "Reading", memory: OpensMemory, now: float
+) -> bool:
+    """Whether there is nothing to look into."""
+    if not known.opens_listed:
+        return False
+    shown = {run.id for run in reading.runs}
+    hidden = any(difference) or any(id_ not in shown for id_ in known.open)
+    if hidden and now - (memory.checked or now) >= CHECK_INTERVAL:
+        return False
+    if any(difference) and reading.now - memory.since < paging.MARGIN:
+        return False  # the lists may lag behind the counts
+    return difference == memory.explained if memory.explained is not None else not any(difference)
+
+
+def _read_lists(api: "AgentApi", known: "Known", reading: "Reading", max_pages: int) -> frozenset[str] | None:
+    """Read on in the filtered lists; once they came to their ends, the ids of open runs they do not have.
+
+    A run that is not listed may still be open: one that leaves a list while it is read can hide another
+    behind a page border.
+    """
+    listing = reading.memory.opens.listing
+    while listing and listing.lists:
+        (status, backlog), *later = listing.lists
+        unmet = set(listing.unmet).difference(run.id for run in reading.runs)
+        mark = Watermark(backlogs=(backlog,))
+        ask = partial(api.runs, status=status)
+        was_met = partial(_was_met, known, unmet)
+        read_on = paging.catch_up(mark, ask, max_pages=max_pages, is_known=was_met)
+        for page, mark in read_on:  # noqa: B007 - its last value is what counts
+            reading.runs += [run for run in page.runs if not run.ended]
+            reading.malformed += page.malformed
+            unmet.difference_update(run.id for run in page.runs if not run.ended)
+        left = tuple((status, each) for each in mark.backlogs)
+        listing = Listing((*left, *later), frozenset(unmet))
+        reading.memory = replace(reading.memory, opens=replace(reading.memory.opens, listing=listing))
+        if left:
+            return None
+    return listing.unmet if listing else None
+
+
+def _was_met(known: "Known", unmet: set[str], run: Run) -> bool:
+    return run.id in known.open and run.id not in unmet
+
+
+def _settle(
+    api: "AgentApi",
+    reading: "Reading",
+    gone: Mapping[str, OpenRun],
+    route: SingleRunRoute,
+    limits: "Limits",
+    known: "Known",
+) -> None:
+    """Find out what became of open runs that are in no open list."""
+    unsettled = dict(gone)
+    if len(gone) <= MAX_SINGLE_RUNS:
+        for id_, run in gone.items():
+            answer = _single_run(api, run, route)
+            if answer is not None and answer.id == id_:
+                reading.runs.append(answer)
+                del unsettled[id_]
+    if not unsettled:
+        return
+    oldest = reading.now - limits.lookback
+    floor = min(oldest if run.start is None else run.start for run in unsettled.values())
+    search = Backlog(floor, limits.page_size, since=reading.now)
+    mark = structs.replace(reading.watermark, backlogs=(*reading.watermark.backlogs, search))
+    reading.watermark = mark
+    walk = paging.catch_up(
+        mark, api.runs, max_pages=limits.max_pages, is_known=lambda run: not known.is_new(run)
+    )
+    for page, watermark in walk:
+        reading.take(page, watermark)
+
+
+def _single_run(api: "AgentApi", run: OpenRun, route: SingleRunRoute) -> Run | None:
+    """The run as its own route shows it; None when that fails: the list serves then.
+
+    Raises ApiError `deadline`.
+    """
+    deadline = api.deadline
+    if deadline.monotonic() < route.closed_until:
+        return None
+    try:
+        answer = api.run(run, deadline.within(deadline.left() / SINGLE_RUN_SHARE))
+    except ApiError as error:
+        if deadline.passed():
+            raise
+        if error.reason != "not_found" or not route.worked:
+            route.closed_until = deadline.monotonic() + CHECK_INTERVAL
+        return None
+    route.worked = True
+    return answer
+
+
+def _still_open(reading: "Reading", known: "Known") -> dict[str, OpenRun]:
+    opens = dict(known.open)
+    for run in reading.runs:
+        if run.ended:
+            opens.pop(run.id, None)
+        elif run.id in opens or known.is_new(run):
+            opens[run.id] = OpenRun.of(run, reading.now)
+    return opens
+
+
+def _searching(watermark: Watermark) -> bool:
+    return any(backlog.since is not None for backlog in watermark.backlogs)
+
+
+def _difference(counts: Mapping[str, int], opens: Mapping[str, OpenRun], now: float) -> Counts:
+    """By how much the API's counts of open runs exceed the known ones that had started by `now`."""
+    known = Counter(run.status for run in opens.values() if run.start is None or run.start <= now)
+    return tuple(counts.get(status, 0) - known[status] for status in OPEN_STATUSES)

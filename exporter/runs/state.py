@@ -1,0 +1,130 @@
+"""What is known of one agent: values only, as the ledger keeps them and the state file holds them.
+
+Instants are Unix seconds of the API's clock, durations seconds.
+"""
+
+import msgspec
+
+from exporter.histogram import Histogram
+from exporter.modus.model import Run
+
+SCHEMA_VERSION = 2  # of the stores
+MISSED = ("malformed", "vanished", "unreachable")  # why a run could not be counted
+MAX_FAILURES = 100  # ends of failed runs that are kept, to tell a row of failures that a late success breaks
+
+
+class Backlog(msgspec.Struct, frozen=True):
+    """A stretch of the list still to be read: from `token` on, down to runs from before `floor`."""
+
+    floor: float
+    size: int  # page size; one walk keeps it, because a token may be a page number
+    token: str | None = None  # None: from the newest run on
+    pages: int = 0  # read so far, and to be read again for nothing should the token be refused
+    since: float | None = None  # a search for open runs that left the open lists, begun at this instant
+
+
+class Watermark(msgspec.Struct, frozen=True):
+    """How far the list is known: all that started before `floor`, but for the backlogs."""
+
+    newest: float | None = None  # start of the newest run that was seen
+    first_seen: float = 0.0  # when it was seen first
+    floor: float | None = None  # None before the first run
+    by_start: bool | None = None  # whether the list is in the order of starts; None: unknown
+    backlogs: tuple[Backlog, ...] = ()  # newest stretch first
+
+
+class OpenRun(msgspec.Struct):
+    """A run that had not ended when it was last seen."""
+
+    workflow_id: str
+    temporal_run_id: str | None
+    start: float | None
+    status: str
+    seen: float  # the newest answer that showed it
+
+    @classmethod
+    def of(cls, run: Run, seen: float) -> "OpenRun":
+        """The run as it was shown at `seen`."""
+        return cls(run.workflow_id, run.temporal_run_id, run.start, run.status, seen)
+
+
+class FailureRow(msgspec.Struct):
+    """The failed runs since the newest end of another kind: the agent's consecutive failures, by end."""
+
+    ends: list[float] = msgspec.field(default_factory=list)  # ascending, the newest MAX_FAILURES
+    older: int = 0  # failures before those
+    broken: float = 0.0  # the newest end of a run that did not fail
+
+    def __len__(self) -> int:  # noqa: D105 - the class says it
+        return self.older + len(self.ends)
+
+    def add(self, end: float, *, failed: bool) -> None:
+        """Note a run that ended at `end`, in whatever order the ends come."""
+        if not failed:
+            self.broken = max(self.broken, end)
+            if self.ends and self.ends[0] <= self.broken:
+                self.older = 0
+            self.ends = [failure for failure in self.ends if failure > self.broken]
+        elif end > self.broken:
+            self.ends = sorted([*self.ends, end])
+            if len(self.ends) > MAX_FAILURES:
+                del self.ends[0]
+                self.older += 1
+
+
+class Totals(msgspec.Struct):
+    """What the ended runs of one agent add up to, each run once. Counted from `created` on."""
+
+    created: float
+    durations: Histogram
+    finished: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # by status, then trigger type
+    unshown: set[tuple[str, str]] = msgspec.field(
+        default_factory=set
+    )  # of `finished`: no scrape showed it yet
+    missed: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(MISSED, 0))
+    last_end: dict[str, float] = msgspec.field(default_factory=dict)  # by status
+    failures: FailureRow = msgspec.field(default_factory=FailureRow)
+
+
+class AgentState(msgspec.Struct):
+    """What the ledger knows of one agent."""
+
+    totals: Totals
+    base: float  # runs that started before it count only when they ended after `watched_since`
+    watched_since: float  # its first sight
+    name: str = ""
+    type: str = ""
+    watermark: Watermark = Watermark()
+    open: dict[str, OpenRun] = msgspec.field(default_factory=dict)
+    opens_listed: bool = False  # the lists of open runs have been read once, to their ends
+    base_read: bool = False  # all of the first sight has been read: from then on the totals are shown
+    ended_after: float | None = None  # count only runs that ended later
+    horizon: float = 0.0  # ids of runs that were over up to here may be forgotten: such a run is not counted
+    ids_number: int = 0  # of the counted runs whose ids are kept; with the next, a checksum over their rows
+    ids_sum: int = 0
+    forgotten: int = 0  # counted runs whose ids were forgotten
+    last_start: float | None = None
+    last_read: float | None = None  # by our clock
+    last_reconciled: float | None = None
+    unread: bool = False  # the newest attempt failed
+
+
+class Meta(msgspec.Struct, frozen=True):
+    """What a store says of itself."""
+
+    bounds: tuple[float, ...]  # upper bounds of the histogram's buckets, seconds
+    written: float  # instant of the newest commit, by our clock
+    shard: tuple[int, int] = (0, 1)  # index and total of the shards that wrote it
+    version: int = 1  # of the schema
+
+
+class State(msgspec.Struct):
+    """All that a store holds."""
+
+    meta: Meta
+    agents: dict[int, AgentState]
+    counted: dict[int, dict[str, float]]  # agent -> run id -> when the run was over
+
+
+class Corruption(Exception):  # noqa: N818 - what is found, not what went wrong
+    """A store does not hold what was written to it."""

@@ -1,0 +1,77 @@
+"""Which agents a scrape reads: they are listed beside scrapes, and the last list serves until then."""
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from exporter.deadline import Deadline
+from exporter.modus.discovery import Discovery, Selection, Target
+from exporter.modus.model import Agent, AgentsPage
+from exporter.runs.threads import KeptThreads
+
+if TYPE_CHECKING:  # both are handed in
+    from exporter.modus.client import ModusClient
+    from exporter.runs.ledger import Ledger
+
+TICK = 0.2  # seconds after which who waits looks again
+SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
+
+
+class Targets:
+    """The agents in use. The list of agents gets `timeout` seconds, and is read by one thread at a time."""
+
+    def __init__(
+        self, api: "ModusClient", ledger: "Ledger", selection: Selection, threads: KeptThreads, timeout: float
+    ) -> None:
+        self._api = api
+        self._ledger = ledger
+        self._selection = selection
+        self._threads = threads
+        self._timeout = timeout
+        self._discovery = Discovery(selection.refresh_interval)
+        self._refreshing = threading.Lock()
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is known which agents there are."""
+        return not self._selection.discovers or self._discovery.found is not None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the API answered when it was last asked for the list of agents."""
+        return self._discovery.answered
+
+    def find(self, deadline: Deadline) -> list[Target]:
+        """The agents to read; only the first list of agents is waited for, until the deadline."""
+        selection, discovery = self._selection, self._discovery
+        if not selection.discovers:
+            return selection.choose([])
+        if discovery.is_due(deadline.monotonic()) and self._refreshing.acquire(blocking=False):
+            listed = threading.Event()
+            work = partial(self._refresh, Deadline(self._timeout, deadline.monotonic), listed)
+            if not self._threads.submit(work):
+                work()
+            while discovery.found is None and not deadline.passed():
+                if listed.wait(min(deadline.left(), TICK)):  # the deadline may be moved meanwhile
+                    break
+        return selection.choose(self._last_known() if discovery.found is None else discovery.found)
+
+    def _refresh(self, deadline: Deadline, listed: threading.Event) -> None:
+        def ask(token: str | None) -> AgentsPage:
+            return self._api.agents(deadline=deadline, page_token=token)
+
+        try:
+            self._discovery.refresh(ask, deadline.monotonic())
+        finally:
+            self._refreshing.release()
+            listed.set()
+
+    def _last_known(self) -> list[Agent]:
+        """The agents in use before a restart, for as long as the API cannot list them."""
+        states = self._ledger.agents()
+        newest = max((state.last_read or 0.0 for state in states.values()), default=0.0)
+        return [
+            Agent(agent_id, state.name, state.type)
+            for agent_id, state in states.items()
+            if (state.last_read or 0.0) >= newest - SAME_TIME
+        ]

@@ -1,0 +1,150 @@
+"""Threads that are kept for later work, and a commit that holds nobody up longer than they can wait."""
+
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from exporter.log import fields
+
+if TYPE_CHECKING:  # handed in
+    from exporter.runs.ledger import Ledger
+
+log = logging.getLogger("exporter.runs.threads")
+
+SLOW = 1.0  # seconds after which a commit that is under way counts as one that hangs
+
+
+class KeptThreads:
+    """At most `limit` threads, started as they are needed.
+
+    Where the system refuses more, those that are there do the work. They are kept: a new one each time
+    would leave memory of its own behind. They end with the process.
+    """
+
+    def __init__(self, limit: int, name: str, cpu: int | None = None) -> None:
+        self._limit = limit
+        self._name = name
+        self._cpu = cpu
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = 0
+        self._waiting = 0  # threads without work, less work without a thread
+
+    def submit(self, work: Callable[[], None]) -> bool:
+        """Have a thread do `work`, which must not raise; False when there is none to do it."""
+        with self._lock:
+            if self._waiting <= 0 and self._started < self._limit:
+                self._start()
+            if not self._started:
+                return False
+            self._waiting -= 1
+        self._work.put(work)
+        return True
+
+    def close(self) -> None:
+        """Let the threads end when their work is done."""
+        with self._lock:
+            for _ in range(self._started):
+                self._work.put(None)
+
+    def _start(self) -> None:
+        with suppress(RuntimeError):  # the system has no thread for us: slower, not wrong
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            self._started += 1
+            self._waiting += 1
+
+    def _run(self) -> None:
+        pin_to_cpu(self._cpu)
+        while work := self._work.get():
+            try:
+                work()
+            except Exception as error:  # the thread is needed for what comes next
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                log.error("a thread's work failed", extra=fields(thread=self._name, error=text))
+            with self._lock:
+                self._waiting += 1
+
+
+class Committer:
+    """Commits of the ledger, in a thread of their own."""
+
+    def __init__(self, ledger: "Ledger", monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._ledger = ledger
+        self._monotonic = monotonic
+        self._thread = KeptThreads(1, "commit")
+        self._changed = threading.Condition()
+        self._asked = self._done = 0
+        self._began: float | None = None  # of the commit that is under way
+        self._failed = False  # the newest one, in a way that nobody foresaw
+        self.took = 0.0  # seconds, the newest one
+
+    def request(self) -> int:
+        """Have all that was recorded so far committed; returns a number to wait for."""
+        with self._changed:
+            self._asked += 1
+            number, busy = self._asked, self._began is not None
+            if not busy:
+                self._began = self._monotonic()
+        if not busy and not self._thread.submit(self._commit):
+            self._commit()
+        return number
+
+    def wait(self, number: int, seconds: float) -> bool:
+        """Wait until that commit is over, well or not, no longer than `seconds`; False when it is not."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._done >= number, seconds)
+
+    @property
+    def up(self) -> bool:
+        """Whether commits succeed, and none has been under way for longer than any should take."""
+        with self._changed:
+            hangs = self._began is not None and self._monotonic() - self._began > SLOW
+            return self._ledger.up and not self._failed and not hangs
+
+    def close(self) -> None:
+        """Let the thread end after the commit under way."""
+        self._thread.close()
+
+    def _commit(self) -> None:
+        while True:
+            with self._changed:
+                asked, began = self._asked, self._monotonic()
+                self._began = began
+            try:
+                self._ledger.commit()
+                failure = ""
+            except Exception as error:  # who waits must not wait for ever
+                failure = " ".join(f"{type(error).__name__}: {error}".split())
+                log.error("a commit failed", extra=fields(error=failure))
+            with self._changed:
+                self._failed = bool(failure)
+                self.took = self._monotonic() - began
+                self._done = asked
+                if self._asked == asked:
+                    self._began = None
+                self._changed.notify_all()
+                if self._began is None:
+                    return
+
+
+def any_cpu() -> int | None:
+    """One of the CPUs that this process may use; None where the system does not say which."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return random.choice(sorted(os.sched_getaffinity(0)))  # noqa: S311 - by chance: shards shall spread
+
+
+def pin_to_cpu(cpu: int | None) -> None:
+    """Keep this thread on one CPU, as all that read: the interpreter runs one at a time anyway.
+
+    Handing its lock from CPU to CPU costs a fifth of the reading's CPU or more (benchmarks/RESULTS.md).
+    """
+    if cpu is not None:
+        with suppress(OSError):  # a sandbox forbids it, or the CPU was taken away: dearer, not wrong
+            os.sched_setaffinity(0, {cpu})

@@ -1,0 +1,48 @@
+"""Which files changed since they were read: a token, certificates, a web configuration, a bundle of CAs."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+
+Signature = tuple[int, ...] | None
+
+
+class Watched:
+    """A set of files, each as it was when it was last read or last found changed.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        self._seen = {path: _signature(path) for path in paths}
+
+    def read(self, path: str, limit: int = -1) -> bytes:
+        """The content of a file, cut after `limit` bytes, and watch it from now on.
+
+        Raises OSError, also for what is not a regular file: a pipe would block, and cannot be read again.
+        """
+        self._seen[path] = _signature(path)  # before reading: a change in between shows next time
+        with open(path, "rb", opener=_open_regular) as file:
+            return file.read(limit)
+
+    def changed(self) -> bool:
+        """Whether any file is another one now, came or went; each change is told once."""
+        before, self._seen = self._seen, {path: _signature(path) for path in self._seen}
+        return self._seen != before
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return descriptor
+
+
+def _signature(path: str) -> Signature:
+    try:
+        status = os.stat(path)  # follows symlinks, so a swapped one counts as a change
+    except (OSError, ValueError):  # ValueError: no name that a file can have
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

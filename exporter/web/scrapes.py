@@ -1,0 +1,122 @@
+"""Scrapes for all who ask: many may wait for the API at once, few are turned into text at once.
+
+Each caller has a scrape of its own, with its own timeout, but for a crowd: while MAX_ALIKE scrapes of a kind
+(timeout, format, compression) are under way, all who ask for another within JOIN_SECONDS share the next one
+and its bytes. So a crowd of equal scrapers cannot take all places, and neither can one client address: it
+gets half of them at most. Who finds no place is told to come back (503).
+"""
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from exporter.web.executor import BoundedExecutor
+from exporter.web.messages import too_busy
+
+Scrape = Callable[[float | None, bool], Iterable[bytes]]  # timeout, OpenMetrics or text -> the exposition
+
+MAX_SCRAPES = 32  # under way at once; as many more wait for a place
+MAX_ALIKE = 4  # of the same kind
+MAX_WRITING = 2  # being turned into text at once: this is what takes memory
+JOIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a caller asks for."""
+
+    timeout: float | None  # seconds
+    openmetrics: bool
+    zipped: bool
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A scrape for those who share it."""
+
+    kind: Kind
+    client: str
+    asked: float  # when its first caller came
+    body: "asyncio.Future[bytes]"
+    callers: int = 0
+    task: "asyncio.Task[None] | None" = field(default=None)
+
+
+class Scrapes:
+    """Calls `scrape` in threads: one waits for the first piece, another takes the rest."""
+
+    def __init__(self, scrape: Scrape, room: Callable[[], Awaitable[None]]) -> None:
+        self._scrape = scrape
+        self._room = room  # waits until the memory for one more text may be taken
+        self._writers = asyncio.Semaphore(MAX_WRITING)
+        self._reading = BoundedExecutor("scrape", MAX_SCRAPES, waiting=MAX_SCRAPES)
+        self._writing = BoundedExecutor("write", MAX_WRITING, waiting=MAX_SCRAPES)
+        self._under_way: list[_Flight] = []
+        self._waiting: list[_Flight] = []
+
+    async def body(self, kind: Kind, client: str) -> bytes:
+        """The exposition that `client` asks for, or what `scrape` raises; HTTPError (503) if too many ask."""
+        flight = self._join(kind, client) or self._depart(kind, client)
+        flight.callers += 1
+        try:
+            return await asyncio.shield(flight.body)
+        finally:
+            flight.callers -= 1
+            if not flight.callers and flight in self._waiting:
+                self._waiting.remove(flight)
+
+    def _join(self, kind: Kind, client: str) -> _Flight | None:
+        since = asyncio.get_running_loop().time() - JOIN_SECONDS
+        return next((f for f in self._waiting if f.kind == kind and f.asked > since), None)
+
+    def _depart(self, kind: Kind, client: str) -> _Flight:
+        loop = asyncio.get_running_loop()
+        flight = _Flight(kind, client, loop.time(), loop.create_future())
+        if not self._starts(flight):
+            mine = sum(other.client == client for other in self._waiting)
+            if mine >= MAX_SCRAPES // 2 or len(self._waiting) >= MAX_SCRAPES:
+                raise too_busy()
+            self._waiting.append(flight)
+        return flight
+
+    def _starts(self, flight: _Flight) -> bool:
+        alike = sum(other.kind == flight.kind for other in self._under_way)
+        mine = sum(other.client == flight.client for other in self._under_way)
+        if len(self._under_way) >= MAX_SCRAPES or alike >= MAX_ALIKE or mine >= MAX_SCRAPES // 2:
+            return False
+        self._under_way.append(flight)
+        flight.task = asyncio.ensure_future(self._fly(flight))
+        return True
+
+    async def _fly(self, flight: _Flight) -> None:
+        try:
+            flight.body.set_result(await self._exposition(flight))
+        except Exception as exc:
+            flight.body.set_exception(exc)
+            flight.body.exception()  # seen, also when all its callers have left
+        finally:
+            self._under_way.remove(flight)
+            self._waiting = [other for other in self._waiting if not self._starts(other)]
+
+    async def _exposition(self, flight: _Flight) -> bytes:
+        kind, waited = flight.kind, asyncio.get_running_loop().time() - flight.asked
+        timeout = None if kind.timeout is None else kind.timeout - waited
+        if timeout is not None and timeout <= 0:
+            raise too_busy()
+
+        def read() -> tuple[bytes, Iterator[bytes]]:
+            pieces = iter(self._scrape(timeout, kind.openmetrics))
+            return next(pieces, b""), pieces
+
+        first, rest = await self._reading.run(read)
+        async with self._writers:
+            await self._room()
+            return await self._writing.run(lambda: _written(first, rest, kind.zipped))
+
+
+def _written(first: bytes, rest: Iterator[bytes], zipped: bool) -> bytes:
+    if not zipped:
+        return b"".join((first, *rest))
+    packer = zlib.compressobj(level=1, wbits=31)  # 31: in gzip's format; the whole text is never in memory
+    return b"".join((packer.compress(first), *map(packer.compress, rest), packer.flush()))
