@@ -1,10 +1,12 @@
 """What else could ask for the pages: one pass over the agents, its wall and CPU seconds as JSON.
 
-    [REQUESTS_CA_BUNDLE=...] python -m benchmarks.rivals naive|session|threads|floor URL AGENTS IN_FLIGHT
+    [REQUESTS_CA_BUNDLE=...] python -m benchmarks.rivals KIND URL AGENTS IN_FLIGHT
 
 naive    `requests.get` per agent in a loop, `json`, prometheus_client's metrics, `generate_latest`
 session  `requests.Session().get` and `json.loads` per agent in a loop, nothing else
 threads  the same with as many sessions in threads as requests in flight
+adapter  the exporter's adapter of requests, one call after the other, the answer thrown away
+pool     the same calls to the urllib3 pool behind it
 floor    bare sockets in threads: the answer is received and thrown away
 """
 
@@ -19,7 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+
+from exporter.deadline import Deadline
+from exporter.modus.adapter import Exchange, ModusAdapter
 
 HEADERS = {"Authorization": "Bearer bench"}
 
@@ -73,6 +79,45 @@ def threads(urls: list[str], in_flight: int) -> None:
         list(executor.map(get, urls))
 
 
+def adapter(urls: list[str], in_flight: int) -> None:
+    """As `ModusClient` does."""
+    sender = ModusAdapter(urls[0].partition("v1/")[0], 1)
+
+    def call(url: str) -> None:
+        request = requests.PreparedRequest()
+        request.method, request.url = "GET", url
+        request.headers = dict(HEADERS)  # type: ignore[assignment]
+        answer = sender.send(request, stream=True, timeout=Exchange(Deadline(60.0)))  # type: ignore[arg-type]
+        answer.raw.read()
+        answer.raw.close()
+
+    call(urls[0])
+    begin()
+    for url in urls:
+        call(url)
+
+
+def pool(urls: list[str], in_flight: int) -> None:
+    """Without `requests`."""
+    connections = ModusAdapter(urls[0].partition("v1/")[0], 1).get_connection_with_tls_context()
+    host = urls[0].partition("/api/")[0]
+    retries = urllib3.Retry(total=False)
+
+    def call(url: str) -> None:
+        timeout = Exchange(Deadline(60.0))
+        answer = connections.urlopen(
+            "GET", url.removeprefix(host), headers=HEADERS, timeout=timeout, retries=retries, redirect=False,
+            preload_content=False, decode_content=False, assert_same_host=False,
+        )  # fmt: skip
+        answer.read()
+        answer.close()
+
+    call(urls[0])
+    begin()
+    for url in urls:
+        call(url)
+
+
 def floor(urls: list[str], in_flight: int) -> None:
     """No client at all."""
     secure = urls[0].startswith("https")
@@ -103,7 +148,7 @@ def floor(urls: list[str], in_flight: int) -> None:
 def main() -> None:
     """Read the arguments, run, tell."""
     kind, base, agents, in_flight = sys.argv[1:]
-    rival = {"naive": naive, "session": session, "threads": threads, "floor": floor}[kind]
+    rival = {each.__name__: each for each in (naive, session, threads, adapter, pool, floor)}[kind]
     urls = [f"{base}/api/v1/agents/{n}/runs?pageSize=5" for n in range(1, int(agents) + 1)]
     begin()
     rival(urls, int(in_flight))

@@ -2,7 +2,7 @@
 
 A raw asyncio protocol that looks only at the request line, so that it costs less than any client:
 
-    python -m benchmarks.upstream [--latency 0.05] [--gzip] [--tls CERT KEY]
+    python -m benchmarks.upstream [--latency 0.05] [--gzip] [--tls CERT KEY] [--runs-a-day 144]
 
 prints its port and serves until its standard input ends. `GET /stats` answers with requests and bytes so far.
 """
@@ -19,15 +19,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import parse_qs, urlsplit
 
-SECONDS_BETWEEN_RUNS = 600
-RUNS = 200  # of each agent: more than a day
+LISTED = 1.4  # days of runs that the list of each agent has
 STARTED = time.time()
 REQUEST_LINE = re.compile(rb"GET (\S+) HTTP/1.1\r\n")
 
 
-def _run(n: int) -> dict[str, object]:
+def _run(n: int, runs_a_day: int) -> dict[str, object]:
     """The n-th newest run; all have ended an hour ago or earlier."""
-    begin = STARTED - 3600 - n * SECONDS_BETWEEN_RUNS
+    begin = STARTED - 3600 - n * 86400 / runs_a_day
     duration = 5 + n * 37 % 400
     moments = [
         datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -50,16 +49,23 @@ def _run(n: int) -> dict[str, object]:
 
 
 @lru_cache(maxsize=1024)
-def answer(query: str, zipped: bool) -> bytes:
+def answer(query: str, zipped: bool, runs_a_day: int) -> bytes:
     """A whole HTTP answer with the page of runs that `query` asks for; the same for every agent."""
+    number = int(runs_a_day * LISTED)
     asked = {key: values[0] for key, values in parse_qs(query).items()}
     size, first = int(asked.get("pageSize", 25)), int(asked.get("pageToken", 0))
-    runs = [] if "status" in asked else [_run(n) for n in range(first, min(first + size, RUNS))]
+    runs = [] if "status" in asked else [_run(n, runs_a_day) for n in range(first, min(first + size, number))]
     page: dict[str, object] = {
         "runs": runs,
-        "counts": {"all_executions": RUNS, "running": 0, "awaiting_human": 0, "error": 20, "completed": 180},
+        "counts": {
+            "all_executions": number,
+            "running": 0,
+            "awaiting_human": 0,
+            "error": number // 10,
+            "completed": number - number // 10,
+        },
     }
-    if runs and first + size < RUNS:
+    if runs and first + size < number:
         page["nextPageToken"] = str(first + size)
     body = json.dumps(page, separators=(",", ":")).encode()
     encoding = ""
@@ -76,8 +82,8 @@ class Upstream(asyncio.Protocol):
 
     requests = sent = 0
 
-    def __init__(self, latency: float, zipped: bool) -> None:
-        self._latency, self._zipped = latency, zipped
+    def __init__(self, latency: float, zipped: bool, runs_a_day: int) -> None:
+        self._latency, self._zipped, self._runs_a_day = latency, zipped, runs_a_day
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -98,7 +104,7 @@ class Upstream(asyncio.Protocol):
                 body = json.dumps([Upstream.requests, Upstream.sent]).encode()
                 self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
                 continue
-            page = answer(path.query, self._zipped)
+            page = answer(path.query, self._zipped, self._runs_a_day)
             Upstream.requests += 1
             Upstream.sent += len(page)
             if self._latency:
@@ -107,14 +113,14 @@ class Upstream(asyncio.Protocol):
                 self._transport.write(page)
 
 
-async def _serve(latency: float, zipped: bool, tls: list[str] | None) -> None:
+async def _serve(latency: float, zipped: bool, runs_a_day: int, tls: list[str] | None) -> None:
     context = None
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*tls)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Upstream(latency, zipped), "127.0.0.1", 0, ssl=context, backlog=4096
+        lambda: Upstream(latency, zipped, runs_a_day), "127.0.0.1", 0, ssl=context, backlog=4096
     )
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
@@ -126,9 +132,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--latency", type=float, default=0.0, help="seconds")
     parser.add_argument("--gzip", action="store_true")
+    parser.add_argument("--runs-a-day", type=int, default=144, help="of each agent")
     parser.add_argument("--tls", nargs=2, metavar=("CERT", "KEY"))
     args = parser.parse_args()
-    asyncio.run(_serve(args.latency, args.gzip, args.tls))
+    asyncio.run(_serve(args.latency, args.gzip, args.runs_a_day, args.tls))
 
 
 if __name__ == "__main__":
