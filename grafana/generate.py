@@ -73,6 +73,7 @@ COMPARED_AGE = thresholds((None, GREEN), (q.RECONCILE_OVERDUE, ORANGE))
 IN_A_ROW = thresholds((None, GREEN), (1, ORANGE), (3, RED))
 FEW_RUNS = [override("of few runs", thresholds=NEUTRAL)]
 SECONDS: Json = {"unit": "s", "decimals": 1}
+NUMBER: Json = {"unit": "none", "decimals": 0}  # in full: not 9 K
 
 
 def in_colour(steps: Json, **more: object) -> Json:
@@ -130,10 +131,13 @@ def failing(key: int, at: At) -> Json:
             "No success for": (
                 shown,
                 in_colour(
-                    thresholds((None, RED)), decimals=1, mappings=mapping((-1, "never succeeded", RED))
+                    thresholds((None, RED)),
+                    decimals=1,
+                    mappings=mapping((-1, "never succeeded", RED)),
+                    custom__width=108,
                 ),
             ),
-            "In a row": (q.of(shown, q.IN_A_ROW), {"unit": "short", "decimals": 0, "custom__width": 75}),
+            "In a row": (q.of(shown, q.IN_A_ROW), {"unit": "short", "decimals": 0, "custom__width": 68}),
         },
         sort="No success for",
         noValue="No agent is known to fail",
@@ -216,8 +220,8 @@ def all_agents(key: int, at: At) -> Json:
             "Last success": (q.named(q.age(q.SUCCEEDED)), SECONDS),
             "Last run": (q.named(q.age(q.STARTED)), SECONDS),
             "Open run age": (q.named(q.age(q.OPEN)), SECONDS),
-            "Runs": (q.named(q.ended(q.RANGE)), {"decimals": 0}),
-            "Failed": (q.named(q.ended(q.RANGE, match=q.ERROR)), {"decimals": 0}),
+            "Runs": (q.named(q.ended(q.RANGE)), NUMBER),
+            "Failed": (q.named(q.ended(q.RANGE, match=q.ERROR)), NUMBER),
             "Failure ratio": (
                 q.named(q.enough(q.failure_ratio(q.RANGE, q.KEY), q.RANGE, q.KEY)),
                 in_colour(RATIO, unit="percentunit", decimals=1),
@@ -264,6 +268,7 @@ def agent_now() -> list[Json]:
             now(f"sort_desc({q.top(q.STATE, agents=3)})", "{{agent_name}}"),
             steps=NEUTRAL,
             mappings=STATE_NAMES,
+            text={"titleSize": 12, "valueSize": 16},
         ),
         stat(
             (2, "Last success", "s", (6, 0, 3, 3)),

@@ -91,8 +91,10 @@ def panel(
     }
 
 
-def stat(head: Head, description: str, *queries: Json, steps: Json, **more: Any) -> Json:
-    """Numbers in the colours of their thresholds."""
+def stat(
+    head: Head, description: str, *queries: Json, steps: Json, text: Json | None = None, **more: Any
+) -> Json:
+    """Numbers in the colours of their thresholds; `text` are the sizes of names and values, in pixels."""
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "colorMode": "value",
@@ -100,6 +102,8 @@ def stat(head: Head, description: str, *queries: Json, steps: Json, **more: Any)
         "justifyMode": "auto",
         "orientation": "auto",
         "textMode": "auto",
+        "wideLayout": False,  # several values: names above them, and of a size to read
+        "text": text or {"titleSize": 14},
     }
     settings: Json = {"thresholds": steps, "color": {"mode": "thresholds"}, "noValue": "no data", **more}
     grey = {"match": "null", "result": {"index": 99, "text": settings["noValue"], "color": GREY}}
@@ -161,9 +165,11 @@ def table(
     queries = [{**now(expr), "format": "table"} for expr, _ in columns.values()]
     values = [f"Value #{ref}" for ref in "ABCDEFGHIJ"[: len(columns)]] if len(columns) > 1 else ["Value"]
     cells = [override(name, **settings) for name, (_, settings) in columns.items() if settings]
-    cells += [override(title, unit="string") for title in labels.values() if title != "Agent"]
+    first, *others = labels.values()  # the first names the row: it is not to be cut off
+    cells += [override(first, unit="string", custom__minWidth=130)]
+    cells += [override(title, unit="string") for title in others]
     cells += [override(name, unit="string", **HIDDEN) for name in hidden]
-    link = [override("Agent", links=[AGENT_LINK], unit="string", custom__minWidth=120)]
+    link = [override("Agent", links=[AGENT_LINK])]
     organize = {
         "excludeByName": {"Time": True},
         "renameByName": labels | dict(zip(values, columns, strict=True)),
