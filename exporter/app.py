@@ -28,7 +28,6 @@ from exporter.metrics.exposition import write
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection, Target
 from exporter.modus.errors import ApiError
-from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 from exporter.scalars import Positive, Secret
@@ -160,7 +159,6 @@ def settings(config: Config, shard: tuple[int, int]) -> Settings:
         timeout_offset=config.scrape.timeout_offset,
         default_timeout=config.scrape.default_timeout,
         min_interval=config.scrape.min_interval,
-        request_bounds=REQUEST_BUCKETS,
         reconcile_interval=runs.reconcile_interval,
         show_created=config.exposition.created,
     )

@@ -1,6 +1,7 @@
 """The command line: flags and exit codes."""
 
 import argparse
+import gc
 import io
 import logging
 import os
@@ -18,11 +19,12 @@ from exporter.app import App, connect, demo, settings
 from exporter.config import Config, ConfigError, defaults, load, refuse_same_file
 from exporter.modus.errors import ApiError
 from exporter.runs import audit, check
-from exporter.runs.store import LedgerError
+from exporter.runs.schema import LedgerError
 from exporter.web.pages import serve
 from exporter.web.webconfig import WebConfigFile, WebError
 
 CONFIG_FILE = "config.yaml"
+GC_OBJECTS = 10_000  # new ones between two collections: else one of all agents stops each scrape for 0.1 s
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,6 +94,8 @@ def from_environment(
     """What variables like MODUS_EXPORTER_WEB_LISTEN_ADDRESS set, as flags; those that are given win."""
     flags: list[str] = []
     for action in parser._actions:
+        if action.dest in ("help", "version"):  # they ask for something: nobody sets that for good
+            continue
         flag = action.option_strings[-1]
         name = "MODUS_EXPORTER_" + re.sub("[.-]", "_", flag.lstrip("-")).upper()
         value = environ.get(name)
@@ -156,6 +160,8 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
     app = App(read_config, shard=shard, reset_histogram=args.state_reset_histogram)
     stack.callback(app.close)
     app.log_start()
+    gc.freeze()
+    gc.set_threshold(GC_OBJECTS, *gc.get_threshold()[1:])
     serve(
         args.web_listen_address,
         scrape=app.metrics,

@@ -32,7 +32,7 @@ class TokenError(Exception):
 
 class Modus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to reach the API. After `load` exactly one of `token` and `token_file` is set, and `base_url` is
-    without the API's own path. `ca_file` None: the certificate authorities of the system.
+    without the API's own path. `ca_file` None: the environment's certificate authorities, or certifi's.
     """
 
     base_url: str = "https://api.getmodus.com"

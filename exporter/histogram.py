@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 
-class Exemplar(msgspec.Struct, frozen=True):
+class Exemplar(msgspec.Struct, frozen=True, gc=False):
     """The newest observation of a bucket: the run, its value in seconds and its end in Unix seconds."""
 
     run_id: str
@@ -14,7 +14,7 @@ class Exemplar(msgspec.Struct, frozen=True):
     at: float
 
 
-class Histogram(msgspec.Struct):
+class Histogram(msgspec.Struct, gc=False):
     """Observations per bucket and their sum, in seconds, since the instant `created` (Unix seconds).
 
     `buckets` are not cumulative; the last one is +Inf. `exemplars` are one per bucket, or none at all.

@@ -1,6 +1,7 @@
 """What all tests share: whatever a test leaves open, also when it fails, is closed when it is over."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from exporter.modus.client import ModusClient
 from exporter.runs.store import StateFile
 from tests.e2e.harness import Process, Webhook
 from tests.simulation import ILL, WELL
+from tests.webfiles import Authority
 from tests.wire import Wire
 
 # the same examples each time; `--hypothesis-profile=default` looks for new ones
@@ -43,9 +45,9 @@ def nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             still_open[kind, id(self)] = self
             return done
 
-        def closed(self: Any) -> None:
+        def closed(self: Any, *args: Any) -> Any:
             still_open.pop((kind, id(self)), None)
-            close(self)
+            return close(self, *args)
 
         monkeypatch.setattr(kind, opens, opened)
         monkeypatch.setattr(kind, closes, closed)
@@ -56,6 +58,25 @@ def nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for kind, _, closes in OPENED:
         for key in [key for key in still_open if key[0] is kind]:
             getattr(still_open[key], closes)()
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Authority:
+    """A certificate authority, with a certificate for a server."""
+    authority = Authority(tmp_path)
+    authority.issue("server")
+    return authority
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """Write the web configuration file, at once: the server looks at it all the time; returns its path."""
+
+    def write_file(text: str) -> Path:
+        (tmp_path / "web.yml.new").write_text(text)
+        return (tmp_path / "web.yml.new").replace(tmp_path / "web.yml")
+
+    return write_file
 
 
 @pytest.fixture

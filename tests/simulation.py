@@ -10,8 +10,9 @@ from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector, Settings
 from exporter.metrics.table import AgentSnapshot
 from exporter.modus import decode
+from exporter.modus.apiclock import ApiClock
 from exporter.modus.discovery import Selection, Target
-from exporter.modus.errors import ApiError
+from exporter.modus.errors import REASON_OF, ApiError
 from exporter.modus.model import AgentsPage, Run, RunsPage
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
@@ -36,10 +37,13 @@ class Clock:
 
 
 class DirectApi:
-    """The client's methods over a simulated API in the same process."""
+    """The client's methods over a simulated API in the same process; `clock` is the exporter's own."""
 
-    def __init__(self, modus: SimulatedModus) -> None:
+    def __init__(self, modus: SimulatedModus, clock: Callable[[], float] | None = None) -> None:
         self.modus = modus
+        self.clock = clock or modus.clock
+        self._api_clock = ApiClock()
+        self._skew = 0.0
         self.before: Callable[[], None] = lambda: None  # called before every request; may raise
 
     def runs(self, agent_id: int, *, deadline: object, **query: Any) -> RunsPage:
@@ -51,13 +55,14 @@ class DirectApi:
             "timeframe": "timeframe",
         }
         sent = {names[name]: str(value) for name, value in query.items() if value is not None}
-        page = decode.runs_page(self._get(f"/api/v1/agents/{agent_id}/runs", sent), query["page_size"])
-        now = self.modus.clock()
-        return RunsPage(page.runs, page.counts, page.next_page_token, now, malformed=page.malformed)
+        path = f"/api/v1/agents/{agent_id}/runs"
+        page = decode.runs_page(self._get(path, sent, agent_id), query["page_size"])
+        now = self.clock() + self._skew
+        return RunsPage(page.runs, page.counts, page.next_page_token, now, self._skew, page.malformed)
 
     def run(self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: object) -> Run:
         query = {"temporalRunId": temporal_run_id} if temporal_run_id else {}
-        return decode.one_run(self._get(f"/api/v1/agents/{agent_id}/runs/{workflow_id}", query))
+        return decode.one_run(self._get(f"/api/v1/agents/{agent_id}/runs/{workflow_id}", query, agent_id))
 
     def agents(self, *, deadline: object, page_token: str | None = None) -> AgentsPage:
         query = {"pageToken": page_token} if page_token else {}
@@ -69,19 +74,19 @@ class DirectApi:
     def close(self) -> None:
         pass
 
-    def _get(self, path: str, query: dict[str, str]) -> bytes:
+    def _get(self, path: str, query: dict[str, str], agent_id: int | None = None) -> bytes:
         self.before()
         answer = self.modus.answer("GET", path, query, {"Authorization": "Bearer demo"})
         assert isinstance(answer.body, bytes)
+        self._skew = self._api_clock.skew(answer.headers.get("Date", ""), self.clock(), agent_id)
         if answer.status != 200:
             message = json.loads(answer.body)["error"]["message"]
-            reasons = {400: "bad_response", 404: "not_found"}
-            reason = reasons.get(answer.status, "server_error")
+            reason = REASON_OF.get(answer.status, "server_error" if answer.status >= 500 else "bad_response")
             raise ApiError(reason, message, status=answer.status)
         return answer.body
 
 
-def settings(*agent_ids: int, **limits: Any) -> Settings:
+def settings(*agent_ids: int, reconcile_interval: float = 0.0, **limits: Any) -> Settings:
     """Settings for these agents; one request at a time, so that requests come in one order."""
     chosen = {"page_size": 100, "max_pages": 20, "lookback": DAY} | limits
     return Settings(
@@ -91,8 +96,7 @@ def settings(*agent_ids: int, **limits: Any) -> Settings:
         timeout_offset=0.5,
         default_timeout=60.0,
         min_interval=0.0,
-        request_bounds=(),
-        reconcile_interval=0.0,
+        reconcile_interval=reconcile_interval,
     )
 
 
@@ -105,17 +109,19 @@ class Exporter:
         path: str | None,
         chosen: Settings,
         monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,  # its own; None: the API's
     ) -> None:
-        self.api = DirectApi(modus)
+        clock = clock or modus.clock
+        self.api = DirectApi(modus, clock)
         self.ledger = Ledger(
-            path, BOUNDS, lookback=chosen.limits.lookback, shard=chosen.selection.shard, clock=modus.clock
+            path, BOUNDS, lookback=chosen.limits.lookback, shard=chosen.selection.shard, clock=clock
         )
         self.collector = RunsCollector(
             self.api,  # type: ignore[arg-type]
             self.ledger,
             chosen,
             reload_state=lambda: (True, 0.0),
-            clock=modus.clock,
+            clock=clock,
             monotonic=monotonic,
         )
 

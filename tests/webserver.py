@@ -29,23 +29,11 @@ def exposition(openmetrics: bool) -> bytes:
     return rendered([up, runs], openmetrics)
 
 
-class StartedServer(Server):
-    """Says when it has begun: from then on only a request reads the web configuration again."""
-
-    def __init__(self, *args) -> None:
-        super().__init__(*args)
-        self.begun = threading.Event()
-
-    async def startup(self, sockets=None) -> None:
-        await super().startup(sockets)
-        self.begun.set()
-
-
 @dataclass
 class Site:
     """A server in a thread of this process."""
 
-    server: StartedServer
+    server: Server
     port: int
     reloads: list[int] = field(default_factory=list)  # one entry per reload
 

@@ -20,7 +20,10 @@ from exporter.metrics.snapshot import agent_snapshot
 from exporter.metrics.table import Snapshot
 from exporter.modus.discovery import Selection, Target
 from exporter.modus.errors import ApiError
+from exporter.modus.model import Agent
+from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.runs.reader import AgentReader, Limits
+from exporter.runs.reconcile import Turns
 from exporter.runs.scrape import STRAGGLER, Means, Scrape
 from exporter.runs.targets import Targets
 from exporter.runs.threads import Committer, KeptThreads, any_cpu
@@ -31,7 +34,7 @@ if TYPE_CHECKING:  # both are handed in
 
 MAX_TIMEOUT = 300.0  # seconds a scrape may take, whatever a scraper says
 SAME_CLOCK = 2.0  # seconds: the API tells its time in whole ones, so that readings of one skew differ
-AGENT_TAIL = 0.0002  # seconds that an agent costs behind the reading, until that was measured
+AGENT_TAIL = 0.0002  # seconds that an agent costs behind the reading, until that was timed
 TICK = 0.5  # seconds after which who waits looks again how much is to be kept free
 SHORTEST = 1.0  # seconds that a scraper must allow for what it misses to count as missed
 SPARE = 1.5  # times what was measured that is kept free
@@ -50,7 +53,6 @@ class Settings:
     timeout_offset: float
     default_timeout: float
     min_interval: float
-    request_bounds: Sequence[float]
     reconcile_interval: float = 3600.0  # 0: never
     show_created: bool = False
 
@@ -81,6 +83,8 @@ class RunsCollector(Collector):
         self._skew = 0.0  # by how much the API's clock is ahead of ours, seconds
         self._lock = threading.Lock()  # guards the scrape in flight
         self._scrape: Scrape | None = None
+        self._turns = Turns()
+        self._in_use: Sequence[Target] = ()  # as of the newest scrape that found out
         self._answered = False  # whether somebody saw all of the last scrape
         self._tails: tuple[float, ...] = ()  # seconds per agent behind the reading, the newest few
         self._reading = threading.Lock()  # one pass, or one change of the settings, at a time
@@ -102,66 +106,65 @@ class RunsCollector(Collector):
         return BoundCollector(self, timeout)
 
     def scrape(self, timeout: float | None) -> Snapshot:
-        """Everything to show, read within `timeout` seconds less the offset and what follows the reading.
+        """Everything to show: what `read` found out, as of now."""
+        return self.snapshot(self.read(timeout))
 
-        Concurrent calls share one pass over the API; who has less time than it takes gets what is known by
-        then, and who has more is not cut short by others. A call within `min_interval` of the last pass gets
-        its results.
+    def read(self, timeout: float | None) -> Scrape:
+        """Read all agents within `timeout` seconds less the offset and what follows the reading.
+
+        Concurrent calls share one pass over the API, and so do those within `min_interval` of it; who has
+        less time than it takes gets what is known by then, and who has more is not cut short by others.
         """
-        settings = self._settings
-        allowed = min(settings.default_timeout if timeout is None else timeout, MAX_TIMEOUT)
-        offset = min(settings.timeout_offset, allowed / 2)
+        allowed = min(self._settings.default_timeout if timeout is None else timeout, MAX_TIMEOUT)
+        offset = min(self._settings.timeout_offset, allowed / 2)
         caller = Deadline(allowed - offset, self._monotonic)
         patience = Deadline(allowed - offset + min(2 * STRAGGLER, offset / 2), self._monotonic)
         scrape = self._join(caller)
-        while (seconds := patience.left() - self._reserve(scrape)) > 0 and not scrape.finished.wait(
-            min(seconds, TICK)
-        ):
-            pass
+        while (seconds := patience.left() - min(self._reserve(scrape), allowed / 2)) > 0:
+            if scrape.finished.wait(min(seconds, TICK)):
+                break
         if not scrape.finished.is_set() and allowed >= SHORTEST:
             self._errors.leave_out(scrape)
         number = self._committer.request()
         self._committer.wait(number, max(patience.left() - self._tail(scrape), 0.0))
-        return self._snapshot(scrape)
+        return scrape
 
     def note_tail(self, seconds: float, agents: int) -> None:
         """Note how long it took until the text of so many agents was written, for the scrapes to come."""
-        self._tails = (*self._tails[-4:], seconds / max(agents, 1))
+        if agents:
+            self._tails = (*self._tails[-4:], seconds / agents)
 
     def reload(self, connect: Callable[[], "ModusClient"], settings: Settings) -> None:
         """Use what `connect` returns and other settings from the next scrape on; nothing counted is lost.
 
-        `connect` is called between two passes, so that the client it makes can take over all counts of
-        the one before; what it raises changes nothing.
+        It is called between passes: its client can take over all counts. What it raises changes nothing.
         """
         with self._reading:
             api = connect()
             self._means.threads.close()
             self._ledger.lookback = settings.limits.lookback
-            self._use(api, settings)
+            self._use(api, settings, self._targets.found)
 
     def close(self, patience: float = 3.0) -> bool:
-        """Cut a running pass short, count what it read, and read no more.
-
-        Returns whether that was committed within `patience` seconds.
-        """
+        """Cut a pass short, count what it read, read no more; whether that was committed in time."""
         self._closing = True
         with self._lock:
             if self._scrape:
                 self._scrape.cut_short()
         with self._reading:
-            self._means.threads.close()
-            self._leader.close()
+            for threads in (self._means.threads, self._leader):
+                threads.close()
         committed = self._committer.wait(self._committer.request(), patience)
         self._committer.close()
         return committed
 
-    def _use(self, api: "ModusClient", settings: Settings) -> None:
+    def _use(self, api: "ModusClient", settings: Settings, found: list[Agent] | None = None) -> None:
         self._api = api
         self._settings = settings
         self._reader = AgentReader(api, settings.limits)
         threads = KeptThreads(settings.concurrency, "read", any_cpu())
-        self._targets = Targets(api, self._ledger, settings.selection, threads, settings.default_timeout)
+        listing = settings.selection, threads, settings.default_timeout
+        self._targets = Targets(api, self._ledger, *listing, found)
         self._means = Means(self._ledger, self._committer, threads, settings.concurrency, {})
 
     # --- the scrape in flight ---
@@ -183,12 +186,9 @@ class RunsCollector(Collector):
                 return scrape
             if scrape and scrape.finished.is_set() and self._serves(scrape, caller):
                 return scrape
-            settings = self._settings
-            least = (
-                settings.default_timeout - settings.timeout_offset
-            )  # an impatient caller leaves, the scrape stays
-            scrape = Scrape(self._means, max(caller.left(), least), self._monotonic)
-            self._scrape = scrape
+            # an impatient caller leaves, the scrape goes on
+            least = self._settings.default_timeout - self._settings.timeout_offset
+            scrape = self._scrape = Scrape(max(caller.left(), least), self._monotonic)
         if not self._leader.submit(partial(self._lead, scrape)):
             self._lead(scrape)
         return scrape
@@ -197,10 +197,8 @@ class RunsCollector(Collector):
         """Whether the last scrape is young enough, and not cut shorter than this caller's time allows."""
         if self._monotonic() - scrape.began >= self._settings.min_interval:
             return False
-        cut = any(
-            reading.error and reading.error.reason == "deadline" for reading in scrape.readings.values()
-        )
-        return not cut or scrape.granted >= caller.left()
+        errors = [reading.error for reading in scrape.readings.values() if reading.error]
+        return scrape.granted >= caller.left() or all(error.reason != "deadline" for error in errors)
 
     def _lead(self, scrape: Scrape) -> None:
         try:
@@ -212,9 +210,9 @@ class RunsCollector(Collector):
                     self._answered = False
                 targets = self._targets.find(scrape.deadline)
                 with self._lock:
-                    scrape.targets = targets
+                    self._in_use = scrape.targets = targets
                     scrape.deadline.shorten(self._reserve(scrape))
-                scrape.read(self._reader, self._due(scrape.targets))
+                scrape.read(self._reader, self._means, self._due(scrape.targets))
                 self._settle(scrape)
         except Exception as error:  # what was counted is shown, what was not is marked
             log.error("a scrape failed", extra=fields(error=str(ApiError.internal(error))))
@@ -227,25 +225,26 @@ class RunsCollector(Collector):
         if skews and abs(skews[len(skews) // 2] - self._skew) > SAME_CLOCK:
             self._skew = skews[len(skews) // 2]
         self._errors.note(scrape)
-        self._ledger.forget(scrape.readings.keys())
+        self._ledger.end_scrape(scrape.readings.keys())
         for agent_id in self._means.memories.keys() - scrape.readings.keys():
             del self._means.memories[agent_id]
 
     def _due(self, targets: Sequence[Target]) -> Collection[int]:
-        """The agents of which a page of the lookback is to be compared: those that wait longest."""
-        interval, states = self._settings.reconcile_interval, self._ledger.agents()
-        if not interval:
-            return ()
-        now = self._clock() + self._skew
-        waiting = [
-            (states[target.id].last_reconciled or 0.0, target.id)
+        """The agents of which a page of the lookback is compared: of those that are due, some in turn."""
+        interval, now = self._settings.reconcile_interval, self._clock() + self._skew
+        states = self._ledger.agents() if interval else {}
+        due = [
+            target.id
             for target in targets
-            if target.id in states and not self._errors.is_failing(target.id)
+            if (state := states.get(target.id)) and not state.watermark.unread
+            if not 0 <= now - (state.last_reconciled or 0.0) < interval
+            if not self._errors.is_failing(target.id)
         ]
-        due = sorted(entry for entry in waiting if now - entry[0] >= interval)
-        return {agent_id for _, agent_id in due[: max(1, len(targets) // RECONCILED)]}
+        begun = {id_ for id_ in due if (memory := self._means.memories.get(id_)) and memory.walk}
+        return self._turns.take(due, begun, max(1, len(targets) // RECONCILED))
 
-    def _snapshot(self, scrape: Scrape) -> Snapshot:
+    def snapshot(self, scrape: Scrape) -> Snapshot:
+        """What a scrape and those before it found out, as of now."""
         now, readings = self._clock(), scrape.so_far()
         agents = [
             agent_snapshot(
@@ -258,12 +257,12 @@ class RunsCollector(Collector):
                 skew=self._skew,
                 reconciles=self._settings.reconcile_interval > 0,
             )
-            for target in scrape.targets
+            for target in scrape.targets or self._in_use
         ]
         finished = scrape.finished.is_set()
         self._answered = self._answered or finished
         stats = self._api.stats()
-        successful, reloaded = self._reload_state()
+        reload_successful, reloaded = self._reload_state()
         return Snapshot(
             agents=agents,
             bounds=self._ledger.bounds,
@@ -275,9 +274,9 @@ class RunsCollector(Collector):
             version=__version__,
             created=self._created,
             requests=stats.requests,
-            request_bounds=self._settings.request_bounds,
+            request_bounds=REQUEST_BUCKETS,
             request_durations=stats.durations,
-            reload_successful=successful,
+            reload_successful=reload_successful,
             reloaded=reloaded,
         )
 
@@ -294,8 +293,8 @@ class BoundCollector(Collector):
         return describe()
 
     def collect(self) -> Iterable[Metric]:
-        """The families of a scrape within that time; what their text takes is noted for the next scrapes."""
-        snapshot = self._collector.scrape(self._timeout)
-        began = time.monotonic()
+        """The families of a scrape within that time; what follows it is timed for the next scrapes."""
+        scrape, began = self._collector.read(self._timeout), time.monotonic()
+        snapshot = self._collector.snapshot(scrape)
         yield from families(snapshot)
         self._collector.note_tail(time.monotonic() - began, len(snapshot.agents))

@@ -19,13 +19,20 @@ class ReadErrors:
 
     def __init__(self) -> None:
         self._counts: dict[int, Counter[str]] = {}
+        self._shown: set[int] = set()
         self._failing: set[int] = set()
         self._left_out: tuple[Scrape | None, set[int]] = (None, set())
         self._lock = threading.Lock()
 
     def of(self, agent_id: int) -> Mapping[str, int]:
-        """The agent's errors by reason."""
+        """The agent's errors by reason, to be shown; an agent that is shown first has none.
+
+        A counter that is born at 1 is invisible to `increase()`.
+        """
         with self._lock:
+            if agent_id not in self._shown:
+                self._shown.add(agent_id)
+                return {}
             return dict(self._counts.get(agent_id, {}))
 
     def is_failing(self, agent_id: int) -> bool:
@@ -53,6 +60,7 @@ class ReadErrors:
                     self._counts.setdefault(agent_id, Counter())[error.reason] += 1
             for agent_id in self._counts.keys() - errors.keys():
                 del self._counts[agent_id]
+            self._shown &= errors.keys()
         self._log_transitions(errors)
         self._failing = {agent_id for agent_id, error in errors.items() if error}
 

@@ -99,8 +99,8 @@ class RunsPage(msgspec.Struct, frozen=True):
 
     @property
     def ids(self) -> list[str]:
-        """The runs' identities."""
-        return [run.id for run in self.runs]
+        """What tells the items of the page from those of another."""
+        return [run.id for run in self.runs] + self.malformed
 
 
 class Agent(msgspec.Struct, frozen=True, rename="camel"):
@@ -122,6 +122,6 @@ class AgentsPage(msgspec.Struct, frozen=True, rename="camel"):
     malformed: list[str] = msgspec.field(default_factory=list)
 
     @property
-    def ids(self) -> list[int]:
-        """The agents' identities."""
-        return [agent.id for agent in self.agents]
+    def ids(self) -> list[int | str]:
+        """What tells the items of the page from those of another."""
+        return [*(agent.id for agent in self.agents), *self.malformed]

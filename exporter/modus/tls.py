@@ -11,6 +11,7 @@ import certifi
 
 from exporter.log import fields
 from exporter.modus.errors import ApiError
+from exporter.watch import Watched
 
 VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # a file or a directory, before those of OpenSSL
 
@@ -36,15 +37,13 @@ class Trust:
     def __init__(self, paths: list[str], socket_class: type[ssl.SSLSocket]) -> None:
         self._paths, self._socket_class = paths, socket_class
         self._lock = threading.Lock()
-        self._signature = self._look()
+        self._watched = Watched(paths)  # before reading: a change in between shows next time
         self._context = self._load()
 
     def context(self) -> ssl.SSLContext:
         """The context of now: for each new connection, while open ones keep theirs."""
         with self._lock:
-            signature = self._look()
-            if signature != self._signature:
-                self._signature = signature
+            if self._watched.changed():
                 try:
                     self._context = self._load()
                 except ApiError as error:
@@ -52,17 +51,6 @@ class Trust:
                 else:
                     log.info("CA certificates read again", extra=fields(files=" ".join(self._paths)))
             return self._context
-
-    def _look(self) -> list[Any]:
-        """What tells that a file is another one: a rename, a write, a change of a symbolic link."""
-        found: list[Any] = []
-        for path in self._paths:
-            try:
-                stat = os.stat(path)
-                found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_dev))
-            except OSError as error:
-                found.append(error.errno)
-        return found
 
     def _load(self) -> ssl.SSLContext:
         context = _Context(ssl.PROTOCOL_TLS_CLIENT)

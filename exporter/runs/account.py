@@ -9,17 +9,23 @@ from zlib import crc32
 from exporter.histogram import Exemplar, Histogram
 from exporter.log import fields
 from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES, Run, label
+from exporter.runs.eligibility import counts, duration_of, was_over
 from exporter.runs.reader import Known, Reading
+from exporter.runs.reconcile import LATEST_INDEX
 from exporter.runs.state import AgentState, Backlog, OpenRun, Totals
 
 TRIGGER_TYPES = ("schedule", "webhook", "api", "slack", "manual")
 MAX_TRIGGER_TYPES = 20
 MAX_STATUSES = 20
-LONGEST_DURATION = 366 * 86400.0  # seconds; what is beyond is no duration
 KEEP = 3600.0  # seconds an id is kept at least: an index may show a stale status for a while
+TIMELESS = 90 * 86400.0  # seconds that the id of what names no time is kept
 AHEAD = 86400.0  # seconds that an end may lie in the future; what is beyond is no end
 MALFORMED = "malformed "  # before what names an item that could not be decoded, among the ids
-MAX_LINES = 3  # log lines about single runs, of one kind and one reading
+NO_DURATION = "a run has no usable duration: it counts as finished and stays out of the histogram"
+NOT_LISTED = "runs that the API counts are not in its list: they are counted as missed"
+GONE = "an open run is gone from the API: it is counted as missed"
+MAX_LINES = 10  # log lines about single runs, of one kind and one scrape
+MAX_OPEN = 10_000  # open runs of one agent that are followed; more of them end unseen unless the list tells
 
 log = logging.getLogger("exporter.runs.ledger")
 
@@ -36,7 +42,8 @@ class Account:
         self.agent_id = agent_id
         self.state = state
         self.counted = counted
-        self.shown = state.totals
+        self.shown = state.totals if state.base_read else None  # the first sample is the whole base
+        self.told: set[tuple[str, str]] = set()  # series that were shown at 0, because they are new
         self.changed = False
         self.new: list[str] = []  # ids to be written
         self.gone: list[str] = []  # ids to be deleted
@@ -64,9 +71,14 @@ class Account:
         def is_new(run: Run) -> bool:
             if run.id in counted or run.id in state.open:
                 return False
-            return not run.ended or _counts(state, run, run.start, run.end, was_open=False)
+            return not run.ended or counts(state, run, run.start, run.end, was_open=False)
 
-        return Known(state.watermark, dict(state.open), state.opens_listed, state.last_reconciled, is_new)
+        def is_unread(key: str) -> bool:
+            return MALFORMED + label(key) not in counted
+
+        return Known(
+            state.watermark, dict(state.open), state.opens_listed, state.last_reconciled, is_new, is_unread
+        )
 
     def own(self) -> Totals:
         """Totals that may be changed."""
@@ -76,16 +88,20 @@ class Account:
             self.state.totals = copy.deepcopy(self.state.totals)
         return self.state.totals
 
-    def keep(self) -> Totals:
-        """The totals as of now, which nothing will change any more."""
+    def keep(self) -> Totals | None:
+        """The totals as of now, which nothing will change any more; None while they are not to be shown."""
         self._kept = self.state.totals
-        return self._kept
+        return self._kept if self.state.base_read else None
 
     def record(
-        self, reading: Reading, bounds: Sequence[float], lookback: float, clock: Callable[[], float]
+        self,
+        reading: Reading,
+        bounds: Sequence[float],
+        lookback: float,
+        clock: Callable[[], float],
+        lines: dict[str, int],
     ) -> None:
-        """Count what ended and was not counted, follow what is open; `clock` is ours."""
-        lines: dict[str, int] = {}
+        """Count what ended, follow what is open; `clock` is ours, `lines` the scrape's log lines by text."""
         for run in reading.runs:
             if run.id not in self.counted:  # also when the index still shows it as open
                 if run.ended:
@@ -95,20 +111,16 @@ class Account:
         for key in reading.malformed:
             self._note_malformed(key, reading.now, lines)
         for search in reading.searched:
-            self._forget_vanished(search, lines)
+            self._forget_vanished(search, reading.now, lines)
         if reading.unreachable:
             self.own().missed["unreachable"] += reading.unreachable
-            self._say(
-                lines,
-                "runs that the API counts are not in its list: they are counted as missed",
-                number=reading.unreachable,
-            )
+            self._say(lines, NOT_LISTED, number=reading.unreachable)
         self._note(reading, clock)
         if self._pruned is None:
             self._pruned = reading.now
-        elif reading.now - self._pruned > KEEP:
+        elif abs(reading.now - self._pruned) > KEEP:
             self._pruned = reading.now
-            self._prune(reading.now, lookback)
+            self._prune(reading, lookback)
 
     def mark_unread(self) -> None:
         """Note that the newest attempt to read the agent failed, or that it is no longer in use."""
@@ -119,6 +131,9 @@ class Account:
         """Take over what a reading found besides runs."""
         state, newest = self.state, reading.newest
         news: dict[str, object] = {"watermark": reading.watermark, "unread": reading.error is not None}
+        for name in ("base", "watched_since", "last_reconciled"):  # a clock that stepped back: as it is now
+            if (instant := getattr(state, name)) is not None and instant > reading.now:
+                news[name] = reading.now
         if newest:
             news["name"] = newest.agent_name or state.name
             news["type"] = newest.agent_type or state.type
@@ -127,7 +142,7 @@ class Account:
             news["opens_listed"] = True
         if reading.reconciled is not None:
             news["last_reconciled"] = reading.reconciled
-        if not state.base_read and not reading.watermark.backlogs:
+        if not state.base_read and not reading.watermark.unread:
             news |= {"base_read": True, "last_reconciled": reading.now}
         if reading.error is None:
             state.last_read = clock()  # by itself it is no reason to write
@@ -143,16 +158,17 @@ class Account:
         was_open = state.open.pop(run.id, None)
         self.changed = self.changed or was_open is not None
         start = run.start if run.start is not None or was_open is None else was_open.start
-        duration, end = _duration(run, start), run.end
+        duration, end = duration_of(run, start), run.end
         if end is None and start is not None and duration is not None:
             end = start + duration
         if end is not None and end > max(now, clock()) + AHEAD:
             end = None
-        if not _counts(state, run, start, end, was_open=was_open is not None):
+        if not counts(state, run, start, end, was_open=was_open is not None):
             if was_open or (end is not None and end > state.totals.last_end.get(run.status, -math.inf)):
-                self._note_end(label(run.status), end)
+                known = state.totals.last_end
+                self._note_end(self._bounded("statuses", label(run.status), known, MAX_STATUSES), end)
             return
-        self._add_id(run.id, was_over(run, now))
+        self._add_id(run.id, was_over(run, now + TIMELESS))
         totals = self.own()
         status, trigger = self._series(run)
         totals.finished[status][trigger] += 1
@@ -160,11 +176,10 @@ class Account:
         if end is not None:
             totals.failures.add(end, failed=run.status == "error")
         if run.status == "completed" and duration is not None:
-            exemplar = None if end is None else Exemplar(run.id, duration, end)
-            totals.durations.observe(bounds, duration, exemplar)
+            newest = None if end is None else Exemplar(run.id, duration, end)
+            totals.durations.observe(bounds, duration, newest)
         elif run.status == "completed":
-            message = "a run has no usable duration: it counts as finished and stays out of the histogram"
-            self._say(lines, message, run_id=label(run.id), duration_ms=run.duration_ms)
+            self._say(lines, NO_DURATION, run_id=label(run.id), duration_ms=run.duration_ms)
 
     def _note_end(self, status: str, end: float | None) -> None:
         if end is not None and end > self.state.totals.last_end.get(status, -math.inf):
@@ -180,54 +195,59 @@ class Account:
             "trigger types", label(run.trigger_type or "unknown"), triggers, MAX_TRIGGER_TYPES
         )
         if status not in finished or trigger not in triggers:
-            known = dict.fromkeys(triggers, 0)
+            before = _pairs(finished)
+            finished.setdefault(status, dict.fromkeys(triggers, 0))
             for by_trigger in finished.values():
                 by_trigger.setdefault(trigger, 0)
-            finished.setdefault(status, known | {trigger: 0})
-            if self.state.base_read:
-                totals.unshown.add((status, trigger))
+            totals.unshown |= _pairs(finished) - before if self.state.base_read else set()
         return status, trigger
 
     def _bounded(self, kind: str, value: str, known: Mapping[str, object], most: int) -> str:
         """The value, or `other` once there are `most` of them, which is said once."""
         if value in known or len(known) < most:
             return value
+        self._warn_once(kind, most, "count as other")
+        return "other"
+
+    def _warn_once(self, kind: str, most: int, what: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            message = f"more {kind} than one agent can have: further ones count as other"
-            log.warning(message, extra=fields(agent_id=self.agent_id, value=value, limit=most))
-        return "other"
+            message = f"more {kind} than one agent can have: further ones {what}"
+            log.warning(message, extra=fields(agent_id=self.agent_id, limit=most))
 
     def _follow(self, run: Run, now: float) -> None:
         known = self.state.open.get(run.id)
+        if known is None and len(self.state.open) >= MAX_OPEN:
+            self._warn_once("open runs", MAX_OPEN, "are not followed")
+            return
         if known is None or known.status != run.status:
             self.changed = True
         self.state.open[run.id] = OpenRun.of(run, now)
 
     def _note_malformed(self, key: str, now: float, lines: dict[str, int]) -> None:
         """Count an item that could not be decoded as missed, once."""
-        id_ = f"{MALFORMED}{label(key)}"
+        id_ = MALFORMED + label(key)
         if id_ not in self.counted:
-            self._add_id(id_, now)
+            self._add_id(id_, now + TIMELESS)
             self.own().missed["malformed"] += 1
             self._say(lines, "a run cannot be read: it is counted as missed", run_id=label(key))
 
-    def _forget_vanished(self, search: Backlog, lines: dict[str, int]) -> None:
+    def _forget_vanished(self, search: Backlog, now: float, lines: dict[str, int]) -> None:
         """Give up open runs that a search should have met: the platform no longer has them."""
+        oldest = min(search.since or 0.0, now) - LATEST_INDEX  # a replica may lag, the clock may step back
         for id_, run in list(self.state.open.items()):
-            if run.seen < (search.since or 0.0) and run.start is not None and run.start >= search.floor:
+            if run.seen < oldest and (run.start is None or run.start >= search.floor):
                 del self.state.open[id_]
                 self.own().missed["vanished"] += 1
-                message = "an open run is gone from the API: it is counted as missed"
-                self._say(lines, message, run_id=label(id_))
+                self._say(lines, GONE, run_id=label(id_))
 
     def _say(self, lines: dict[str, int], message: str, **details: object) -> None:
-        """A line about a single run; of many alike in one reading the first ones."""
+        """A line about a single run; of many alike in one scrape the first ones."""
         lines[message] = lines.get(message, 0) + 1
         if lines[message] <= MAX_LINES:
             log.warning(message, extra=fields(agent_id=self.agent_id, **details))
         elif lines[message] == MAX_LINES + 1:
-            log.warning(f"{message}; and more like it", extra=fields(agent_id=self.agent_id))
+            log.warning(f"{message}; and more like it, of any agent")
 
     def _add_id(self, id_: str, over: float) -> None:
         state = self.state
@@ -236,10 +256,11 @@ class Account:
         self.new.append(id_)
         state.ids_number, state.ids_sum = state.ids_number + 1, add_checksum(state.ids_sum, id_, over)
 
-    def _prune(self, now: float, lookback: float) -> None:
+    def _prune(self, reading: Reading, lookback: float) -> None:
         """Forget ids that cannot come back as uncounted, and runs in a status nobody can follow."""
-        state = self.state
-        old = min([now - lookback - KEEP, *(backlog.floor for backlog in state.watermark.backlogs)])
+        state, now, walk = self.state, reading.now, reading.memory.walk
+        unread = state.watermark.backlogs + ((walk.backlog,) if walk else ())
+        old = min([now - lookback, *(backlog.floor for backlog in unread)]) - KEEP
         for id_ in [id_ for id_, over in self.counted.items() if over < old]:
             over = self.counted.pop(id_)
             self.changed = True
@@ -250,39 +271,13 @@ class Account:
         for id_, run in list(state.open.items()):
             if run.status not in OPEN_STATUSES and run.seen < now - lookback:
                 del state.open[id_]
-                self.changed = True
+                self.own().missed["vanished"] += 1  # where it ends out of sight, nothing will tell
+
+
+def _pairs(finished: Mapping[str, Mapping[str, int]]) -> set[tuple[str, str]]:
+    return {(status, trigger) for status, triggers in finished.items() for trigger in triggers}
 
 
 def add_checksum(total: int, id_: str, over: float, sign: int = 1) -> int:
     """The sum over an agent's counted ids with this row added (or taken away, with -1)."""
     return (total + sign * crc32(f"{id_} {over!r}".encode())) % 2**53
-
-
-def _counts(state: AgentState, run: Run, start: float | None, end: float | None, *, was_open: bool) -> bool:
-    """Whether a run that just turned out to have ended is one to count."""
-    if state.ended_after is not None:
-        if end is not None and end <= state.ended_after:
-            return False
-        if end is None and not was_open and (start is None or start <= state.ended_after):
-            return False  # it may have ended and been counted before
-    if was_open:
-        return True
-    if was_over(run, math.inf) <= state.horizon:
-        return False  # its id may be forgotten
-    return start is None or start >= state.base or (end is not None and end > state.watched_since)
-
-
-def was_over(run: Run, otherwise: float) -> float:
-    """The latest time that a run names: it was over by then. It is the same at every sight of the run."""
-    return max((time for time in (run.start, run.end) if time is not None), default=otherwise)
-
-
-def _duration(run: Run, start: float | None) -> float | None:
-    """Seconds from the API's durationMs, else from end and start; None when that is no usable number."""
-    if run.duration_ms is not None:
-        duration = run.duration_ms / 1000
-    elif start is not None and run.end is not None:
-        duration = run.end - start
-    else:
-        return None
-    return abs(duration) if 0 <= duration <= LONGEST_DURATION else None  # -0.0 is shown as 0.0

@@ -11,11 +11,13 @@ from exporter.modus.errors import ApiError
 from exporter.modus.model import OPEN_STATUSES, Run, RunsPage
 from exporter.modus.pages import pages
 from exporter.runs import paging
-from exporter.runs.account import MALFORMED, was_over
+from exporter.runs.account import MALFORMED, TIMELESS
+from exporter.runs.eligibility import was_over
 from exporter.runs.reader import Limits
 from exporter.runs.report import find_targets, side_by_side, table
+from exporter.runs.schema import LedgerError
 from exporter.runs.state import AgentState, State
-from exporter.runs.store import LedgerError, read_state
+from exporter.runs.store import read_state
 
 if TYPE_CHECKING:  # handed in
     from exporter.modus.client import ModusClient
@@ -60,7 +62,7 @@ def run(
         if agent is None:
             return str(agent_id), "", "", "", "", "", "not counted yet: no scrape has read it"
         try:
-            listed = _read_lookback(client, agent_id, limits, deadline)
+            listed = _read_lookback(client, agent_id, limits, deadline, _times(state, agent_id))
         except ApiError as error:
             return str(agent_id), "", "", "", "", "", f"cannot be read: {error}"
         return str(agent_id), *_compare(agent, state, agent_id, listed, limits.lookback)
@@ -72,9 +74,18 @@ def run(
     return 1 if bad else 0
 
 
-def _read_lookback(client: "ModusClient", agent_id: int, limits: Limits, deadline: Deadline) -> Listed:
-    """The whole lookback as the API lists it. Raises ApiError."""
-    listed, by_start = Listed(), None
+def _times(state: State, agent_id: int) -> dict[str, float]:
+    """When the counted runs were over, by id; without those that name no time."""
+    latest = state.meta.written + TIMELESS / 2
+    counted = state.counted[agent_id].items()
+    return {id_: time for id_, time in counted if time < latest and not id_.startswith(MALFORMED)}
+
+
+def _read_lookback(
+    client: "ModusClient", agent_id: int, limits: Limits, deadline: Deadline, times: Mapping[str, float]
+) -> Listed:
+    """The whole lookback as the API lists it, and on until each run counted in it is met. Raises ApiError."""
+    listed, by_start, sought = Listed(), None, set(times)
 
     def ask(token: str | None) -> RunsPage:
         return client.runs(agent_id, deadline=deadline, page_size=limits.page_size, page_token=token)
@@ -82,9 +93,11 @@ def _read_lookback(client: "ModusClient", agent_id: int, limits: Limits, deadlin
     for page in pages(ask):
         if not listed.now:
             listed.counts, listed.now, listed.skew = page.counts, page.now, page.skew
+            sought = {id_ for id_ in sought if times[id_] > listed.now - limits.lookback}
+        sought.difference_update(page.ids)
         listed.runs = {run.id: run for run in page.runs} | listed.runs
         by_start = paging.order(page, by_start)
-        if paging.reaches(page, listed.now - limits.lookback, by_start):
+        if not sought and paging.reaches(page, listed.now - limits.lookback, by_start):
             break
     return listed
 
@@ -96,16 +109,18 @@ def _compare(
     since = max(listed.now - lookback, agent.base, agent.horizon, agent.ended_after or 0.0)
     last_read = (agent.last_read if agent.unread else state.meta.written) or 0.0
     ended = {run.id: was_over(run, 0.0) for run in listed.runs.values() if run.ended}
-    times = {id_: time for id_, time in state.counted[agent_id].items() if not id_.startswith(MALFORMED)}
+    times = _times(state, agent_id)
     due = {id_ for id_, time in ended.items() if since < time < last_read + listed.skew - FRESH}
     due = {id_ for id_ in due if (listed.runs[id_].start or since) >= agent.base}
     counted = {id_ for id_, time in times.items() if time > since}
     oldest = min((run.start for run in listed.runs.values() if run.start is not None), default=listed.now)
     removed = {id_ for id_ in counted - ended.keys() if times[id_] < oldest}
     extra = counted - ended.keys() - removed
+    ids = sum(not id_.startswith(MALFORMED) for id_ in state.counted[agent_id])
     instant = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    numbers = len(due), len(counted), len(due - times.keys()), len(extra)
-    return instant, *map(str, numbers), _note(agent, len(times), listed, len(removed))  # type: ignore[return-value]
+    missing = due - state.counted[agent_id].keys()
+    numbers = len(due), len(counted), len(missing), len(extra)
+    return instant, *map(str, numbers), _note(agent, ids, listed, len(removed))  # type: ignore[return-value]
 
 
 UNSOUND = "the totals are unsound"

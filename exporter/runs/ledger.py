@@ -19,14 +19,17 @@ from exporter.log import fields
 from exporter.modus.discovery import shard_of
 from exporter.runs.account import KEEP, Account
 from exporter.runs.reader import Known, Reading
+from exporter.runs.schema import Change, LedgerError
 from exporter.runs.state import SCHEMA_VERSION, AgentState, Meta, Totals
-from exporter.runs.store import Change, LedgerError, StateFile, StoreError
+from exporter.runs.store import StateFile, StoreError
 
 PIECE = 20_000  # ids, or the like of them, that are committed at once
 AGENT_WEIGHT = 20  # what an agent's own row costs, in ids
 
 log = logging.getLogger("exporter.runs.ledger")
-_Taken = tuple[Account, list[str], list[str], Totals]  # what is on its way to the store: new ids, gone ids
+_Taken = tuple[
+    Account, list[str], list[str], Totals | None
+]  # what is on its way to the store: new ids, gone ids
 
 
 class Ledger:
@@ -53,10 +56,11 @@ class Ledger:
         self.lookback = lookback
         self.up = True
         self._accounts: dict[int, Account] = {}
+        self._lines: dict[str, int] = {}  # of the log in this scrape, by message
         self._removed: set[int] = set()  # agents whose rows are to be deleted
         self._lock = threading.Lock()  # guards the accounts; held for one agent's work
         self._committing = threading.Lock()
-        self._clock = clock
+        self.clock = clock
         self._shard = shard
         self._started = clock()
         self._only_new = path is None or shard[1] > 1
@@ -89,7 +93,7 @@ class Ledger:
             if account.moved:
                 account.moved, account.changed = False, True
                 account.state.ended_after = self._started + reading.skew
-            account.record(reading, self.bounds, self.lookback, self._clock)
+            account.record(reading, self.bounds, self.lookback, self.clock, self._lines)
 
     def shown(self, agent_id: int) -> tuple[AgentState, Totals | None] | None:
         """The agent's state, and its totals as of the last durable commit, with new series at 0.
@@ -103,7 +107,10 @@ class Ledger:
                 return None
             state = copy(account.state)
             state.open = dict(state.open)
-            return state, _born_at_zero(account.shown) if state.base_read else None
+            if account.shown is None:
+                return state, None
+            account.told |= account.shown.unshown
+            return state, _born_at_zero(account.shown)
 
     def agents(self) -> dict[int, AgentState]:
         """The states of all agents that the ledger knows, to look at."""
@@ -114,31 +121,33 @@ class Ledger:
         """Note that a scrape has shown all there is: from the next commit on new series have their values."""
         with self._lock:
             for account in self._accounts.values():
-                if account.shown.unshown & account.state.totals.unshown:
-                    account.own().unshown -= account.shown.unshown
+                if account.told & account.state.totals.unshown:
+                    account.own().unshown -= account.told
+                account.told = set()
 
-    def forget(self, in_use: Container[int]) -> None:
-        """Let go of agents that are no longer in use, a lookback after they were read last."""
-        oldest = self._clock() - self.lookback - KEEP
+    def end_scrape(self, in_use: Container[int]) -> None:
+        """A scrape is over: let go of agents that are not in use, a lookback after they were read last."""
+        oldest = self.clock() - self.lookback - KEEP
         with self._lock:
+            self._lines.clear()
             for agent_id in [agent_id for agent_id in self._accounts if agent_id not in in_use]:
                 self._accounts[agent_id].mark_unread()
                 if (self._accounts[agent_id].state.last_read or 0.0) < oldest:
                     del self._accounts[agent_id]
                     self._removed.add(agent_id)
 
-    def uncommitted(self) -> int:
-        """How much is still to be committed, in ids or the like of them."""
-        with self._lock:
-            return sum(_weight(account) for account in self._accounts.values() if account.changed)
-
     def commit(self) -> None:
         """Make the state durable; on failure `up` is False, and the next call tries again."""
+        while self.commit_piece():
+            pass
+
+    def commit_piece(self) -> bool:
+        """Make a piece of the state durable; False when there is no more to be written, or it failed."""
         with self._committing:
             try:
-                if self._store:
-                    self._write(self._store)
+                more = bool(self._store and self._write(self._store))
             except StoreError as error:
+                more = False
                 self._tell(up=False, error=str(error))
             else:
                 self._tell(up=True)
@@ -147,6 +156,7 @@ class Ledger:
                     account.shown = account.keep()  # what is counted in memory is all there is
                     if not self._store:
                         account.changed, account.new, account.gone = False, [], []
+        return more
 
     def close(self) -> None:
         """Commit what is not yet durable and let go of the file."""
@@ -166,17 +176,16 @@ class Ledger:
                 log.error(message, extra=fields(path=path, error=error))
 
     def _meta(self) -> Meta:
-        return Meta(self.bounds, self._clock(), self._shard, SCHEMA_VERSION)
+        return Meta(self.bounds, self.clock(), self._shard, SCHEMA_VERSION)
 
-    def _write(self, store: StateFile) -> None:
+    def _write(self, store: StateFile) -> bool:
         meta = self._meta()
         if store.open_again():  # the file does not hold what was written last
             with self._lock:
                 for account in self._accounts.values():
                     account.changed, account.new, account.gone = True, list(account.counted), []
-            self._write_piece(store, meta, math.inf, anew=True)
-        while self._write_piece(store, meta, PIECE, anew=False):
-            pass
+            return self._write_piece(store, meta, math.inf, anew=True)
+        return self._write_piece(store, meta, PIECE, anew=False)
 
     def _write_piece(self, store: StateFile, meta: Meta, most: float, *, anew: bool) -> bool:
         """Write some agents in one transaction; False when nothing is left to be written."""
@@ -235,8 +244,8 @@ class Ledger:
                     "histogram.buckets back, or start once with --state.reset-histogram to count it anew"
                 )
             for account in self._accounts.values():
-                account.own().durations = Histogram.empty(self.bounds, self._clock(), exemplars=True)
-                account.shown = account.state.totals
+                account.own().durations = Histogram.empty(self.bounds, self.clock(), exemplars=True)
+                account.shown = account.keep()
 
 
 def _weight(account: Account) -> int:

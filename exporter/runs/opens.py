@@ -113,9 +113,9 @@ def _is_settled(
     hidden = any(difference) or any(id_ not in shown for id_ in known.open)
     if hidden and now - (memory.checked or now) >= CHECK_INTERVAL:
         return False
-    if any(difference) and reading.now - memory.since < paging.MARGIN:
+    if any(difference) and 0 <= reading.now - memory.since < paging.MARGIN:
         return False  # the lists may lag behind the counts
-    return difference == memory.explained if memory.explained is not None else not any(difference)
+    return memory.explained in (None, difference)  # None: a search has just ended, and left this
 
 
 def _read_lists(api: "AgentApi", known: "Known", reading: "Reading", max_pages: int) -> frozenset[str] | None:

@@ -19,7 +19,7 @@ from itertools import pairwise
 from msgspec.structs import replace
 
 from exporter.modus.errors import ApiError
-from exporter.modus.model import Run, RunsPage
+from exporter.modus.model import OPEN_STATUSES, Run, RunsPage
 from exporter.modus.pages import pages
 from exporter.runs.state import Backlog, Watermark
 
@@ -47,7 +47,9 @@ def read_newest(
     first sight of an agent what started in the last `lookback` seconds is to be read. Raises ApiError.
     """
     page = ask(None, size)
-    # not above the API's clock: it may have stepped back, and new runs start below older ones
+    if mark.newest is not None and mark.floor is not None and mark.newest > page.now:
+        # the clock stepped back: new runs start below older ones, and its new time is what counts
+        mark = replace(mark, newest=page.now, first_seen=page.now, floor=min(mark.floor, page.now - MARGIN))
     floor = page.now - lookback if mark.floor is None else min(mark.floor, page.now - MARGIN)
     by_start = order(page, mark.by_start)
     if size < full_size and not reaches(page, floor, by_start):
@@ -75,22 +77,26 @@ def catch_up(
 ) -> Iterator[tuple[RunsPage, Watermark]]:
     """Read what the backlogs name, newest and oldest in turn; yield each page with the watermark after it.
 
-    At most `max_pages` pages are read that bring a run that is not known, and `REPEATS` times as many in
-    all: those that only repeat what is known, since a page token shifted or was refused, must not use up
-    what progress needs. Raises ApiError: that of a request, or `bad_response` for a list that never ends.
+    At most `max_pages` pages are read that bring a run that is not known. Those that only repeat what is
+    known, since a page token shifted or was refused, must not use up what progress needs: besides what was
+    read before, `REPEATS` times as many. Raises ApiError: that of a request, or `bad_response` for a list
+    that never ends.
     """
     walks = [_Walk(backlog, ask) for backlog in mark.backlogs]
-    most, turn = max_pages * REPEATS, 0
+    most, turn = max_pages * REPEATS + sum(backlog.pages for backlog in mark.backlogs), 0
     while walks and max_pages > 0 and most > 0:
         walk = walks[-(turn % 2)]
         turn += 1
         page = walk.read()
         most -= 1
         walk.useful = not all(map(is_known, page.runs))
-        max_pages -= walk.useful or walk.backlog.since is not None
+        max_pages -= walk.useful or (walk.backlog.since is not None and not walk.repeats)
         by_start = order(page, mark.by_start)
         if reaches(page, walk.backlog.floor, by_start):
-            walks.remove(walk)
+            # what lies behind a newer walk, down to the same floor, was read with it; a search may be newer
+            at, floor = walks.index(walk), walk.backlog.floor
+            older = [each for each in walks[at + 1 :] if each.backlog.floor < floor or each.backlog.since]
+            walks = walks[:at] + older
         else:
             walk.advance(page)
         mark = replace(mark, by_start=by_start, backlogs=tuple(each.backlog for each in walks))
@@ -103,6 +109,7 @@ class _Walk:
     def __init__(self, backlog: Backlog, ask: Ask) -> None:
         self.backlog = backlog
         self.useful = backlog.token is not None  # whether the newest page brought something
+        self.repeats = 0  # pages that an earlier walk had read before its token was refused
         self._ask = ask
         self._pages = self._from(backlog.token)
 
@@ -118,12 +125,14 @@ class _Walk:
             if not refused or not self.useful:
                 raise
         self.useful = False
+        self.repeats = self.backlog.pages
         self.backlog = replace(self.backlog, token=None, pages=0)
         self._pages = self._from(None)
         return next(self._pages)
 
     def advance(self, page: RunsPage) -> None:
         self.backlog = replace(self.backlog, token=page.next_page_token, pages=self.backlog.pages + 1)
+        self.repeats = max(self.repeats - 1, 0)
 
 
 def next_page_size(page: RunsPage, before: Watermark, after: Watermark, full_size: int) -> int:
@@ -139,11 +148,11 @@ def next_page_size(page: RunsPage, before: Watermark, after: Watermark, full_siz
 def order(page: RunsPage, by_start: bool | None) -> bool | None:
     """Whether the list is ordered by start; None: unknown. `by_start` is what was known before.
 
-    A page may well keep to the order of starts and to that of ends at once: then it tells nothing.
+    A page may well keep to the order of starts and to that of ends at once, or, with an odd item, to
+    neither: then it tells nothing.
     """
-    if by_start is False or not _descends(_starts(page)):
-        return False
-    return by_start if _descends(_keys(page, False)) else True
+    starts, ends = _descends(_starts(page)), _descends(_keys(page, False))
+    return by_start if starts == ends else starts
 
 
 def _descends(keys: list[float]) -> bool:
@@ -155,28 +164,40 @@ def reaches(page: RunsPage, floor: float, by_start: bool | None) -> bool:
     if page.next_page_token is None:
         return True
     tail = _keys(page, by_start)[-TAIL:]
-    return bool(tail) and max(tail) < floor
+    enough = min(TAIL, len(page.runs) + len(page.malformed))  # items without times tell nothing
+    return bool(tail) and len(tail) >= enough and max(tail) < floor
 
 
 def _keys(page: RunsPage, by_start: bool | None) -> list[float]:
-    """What the list descends by: the starts, or the ends; that of an open run is still to come."""
+    """What the list descends by: the starts, or the ends; that of an open run is still to come.
+
+    A run that names no end, in a status that nobody documented, has no known place.
+    """
     if by_start:
         return _starts(page)
-    ends = [(run.end or run.start) if run.ended else math.inf for run in page.runs]
+    ends = [
+        (run.end or run.start) if run.ended else math.inf
+        for run in page.runs
+        if run.ended or run.status in OPEN_STATUSES
+    ]
     return [end for end in ends if end is not None]
 
 
 def _few(backlogs: tuple[Backlog, ...]) -> tuple[Backlog, ...]:
-    """At most MAX_BACKLOGS of them: the two neighbours of which least is read again become one walk."""
+    """At most MAX_BACKLOGS of them: the two neighbours of which least is read again become one walk.
+
+    A search for open runs, of which there is one at most, has no neighbours: it began at the top.
+    """
+    search = tuple(each for each in backlogs if each.since is not None)
+    stretches = tuple(each for each in backlogs if each.since is None)
     if len(backlogs) <= MAX_BACKLOGS:
         return backlogs
-    n = min(range(1, len(backlogs)), key=lambda n: backlogs[n].pages)
-    newer, older = backlogs[n - 1 : n + 1]
-    since = next((each.since for each in (newer, older) if each.since is not None), None)
-    joined = replace(newer, floor=min(newer.floor, older.floor), since=since)
+    n = min(range(1, len(stretches)), key=lambda n: stretches[n].pages)
+    newer, older = stretches[n - 1 : n + 1]
+    joined = replace(newer, floor=min(newer.floor, older.floor))
     if older.token is None:
         joined = replace(joined, token=None, pages=0)
-    return (*backlogs[: n - 1], joined, *backlogs[n + 1 :])
+    return (*stretches[: n - 1], joined, *stretches[n + 1 :], *search)
 
 
 def _starts(page: RunsPage) -> list[float]:

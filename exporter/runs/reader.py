@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING
 
 from exporter.deadline import Deadline
 from exporter.modus.errors import ApiError
-from exporter.modus.model import TOTAL_COUNT, Run, RunsPage
+from exporter.modus.model import Run, RunsPage
 from exporter.runs import opens, paging
 from exporter.runs.opens import OpensMemory, SingleRunRoute
+from exporter.runs.reconcile import Checksum, Walk, check_sum, reconcile
 from exporter.runs.state import Backlog, OpenRun, Watermark
 
 if TYPE_CHECKING:  # handed in
     from exporter.modus.client import ModusClient
 
-LATEST_INDEX = 600.0  # seconds after which a run that the counts name is in the list, or never will be
-FIRST_RETRY = (
-    120.0  # seconds until the lookback is read once more for a run that was not found; doubled each time
-)
+SMALL_PAGES = 3600.0  # seconds for which pages stay small after one was too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,39 +42,7 @@ class Known:
     opens_listed: bool = False
     last_reconciled: float | None = None
     is_new: Callable[[Run], bool] = lambda _: True  # whether it is neither counted, nor open, nor from before
-
-
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """The API's count of all runs, held against the runs that were met.
-
-    `owed` runs were counted by the API and not met; it may be below 0 by those that were met within
-    `LATEST_INDEX` and that a lagging count may still name.
-    """
-
-    executions: int | None = None
-    met: tuple[tuple[float, int], ...] = ()  # (instant, runs met first at it), newest last
-    owed: int = 0
-    since: float = 0.0  # when the debt arose
-
-    def after(self, executions: int | None, new: int, now: float) -> "Checksum":
-        """The checksum after an answer at `now` (API's clock) that names `executions` and `new` runs met."""
-        met = tuple(
-            entry for entry in (*self.met, (now, new)) if entry[1] and abs(now - entry[0]) < LATEST_INDEX
-        )
-        if executions is None or self.executions is None:
-            return Checksum(executions, met)
-        owed = max(self.owed + executions - self.executions - new, -sum(number for _, number in met))
-        return Checksum(executions, met, owed, self.since if self.owed > 0 else now)
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """A comparison of the whole lookback with the list, over as many scrapes as it takes."""
-
-    backlog: Backlog
-    began: float  # the API's clock
-    by_start: bool | None = None  # what its pages so far tell of the order
+    is_unread: Callable[[str], bool] = lambda _: True  # whether this malformed item was not met before
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +52,9 @@ class Memory:
     attempted: float = 0.0  # monotonic seconds; 0 before the first attempt
     page_size: int | None = None  # to ask for first
     largest: int | None = None  # page size beyond which this agent's pages are too large to take
+    largest_until: float = 0.0  # monotonic seconds; from then on it is tried again
     opens: OpensMemory = field(default_factory=OpensMemory)
-    checksum: Checksum = Checksum()
+    checksum: Checksum = field(default_factory=Checksum)
     walk: Walk | None = None
     retry_in: float = 0.0  # seconds between two walks for the same debt
     retry_at: float = 0.0  # the API's clock
@@ -119,6 +86,12 @@ class Reading:
         ended = [each for each in self.watermark.backlogs if each.since and each.since not in searching]
         self.searched += ended
         self.watermark = watermark
+
+    def new(self, known: Known) -> set[str]:
+        """The runs that were met first in this reading, those that cannot be read included."""
+        return {run.id for run in self.runs if known.is_new(run)} | set(
+            filter(known.is_unread, self.malformed)
+        )
 
     def add(self, page: RunsPage) -> None:
         """Add what a page holds."""
@@ -172,30 +145,36 @@ class AgentReader:
         self._route = SingleRunRoute()
 
     def read(
-        self, agent_id: int, known: Known, memory: Memory, deadline: Deadline, *, reconcile: bool = False
+        self, agent_id: int, known: Known, memory: Memory, deadline: Deadline, *, compare: bool = False
     ) -> Reading:
         """Read until all is known, an error, or the deadline; raises nothing.
 
-        Once the newest page is there, a deadline only leaves a backlog. With `reconcile` one page of
+        Once the newest page is there, a deadline only leaves a backlog. With `compare` one page of
         the comparison of the whole lookback is read besides.
         """
         began = deadline.monotonic()
         reading = Reading(known.watermark, memory)
-        api = AgentApi(self._api, agent_id, deadline, memory.largest)
+        largest = memory.largest if began < memory.largest_until else None
+        api = AgentApi(self._api, agent_id, deadline, largest)
         try:
             if deadline.passed():
                 raise ApiError("deadline", "the scrape's time was over before this agent's turn")
             reading.memory = replace(memory, attempted=began)
+            checked = memory.checksum
             counts = self._read_runs(api, known, reading)
             opens.check(api, known, reading, counts, self._route, self._limits)
-            self._check_sum(known, reading, counts)
-            self._reconcile(api, reading, wanted=reconcile)
+            check_sum(known, reading, counts, checked)
+            reconcile(api, known, reading, self._limits, wanted=compare)
         except ApiError as error:
             if error.reason != "deadline" or reading.counts is None:
                 reading.error = error
         except Exception as error:  # one agent's odd answer is one agent's error
             reading.error = ApiError.internal(error)
-        reading.memory = replace(reading.memory, largest=api.largest)
+        if reading.error:
+            reading.error.with_traceback(None)  # it would keep the answer, and the reading itself, alive
+        if api.largest != largest:
+            until = began + SMALL_PAGES
+            reading.memory = replace(reading.memory, largest=api.largest, largest_until=until)
         reading.duration = deadline.monotonic() - began
         return reading
 
@@ -211,6 +190,8 @@ class AgentReader:
         reading.now, reading.skew = page.now, page.skew
         reading.newest = page.runs[0] if page.runs else None
         reading.take(page, watermark)
+        # an error may cut this reading short: what it counts, the next one will not see as new
+        reading.memory = replace(reading.memory, checksum=Checksum())
         if limits.timeframe:
             reading.counts = api.runs(None, 1, timeframe=limits.timeframe).counts
         else:
@@ -226,52 +207,3 @@ class AgentReader:
             reading.take(page, watermark)
             met.update(run.id for run in page.runs)
         return page.counts
-
-    def _check_sum(self, known: Known, reading: Reading, counts: Mapping[str, int]) -> None:
-        """Hold the new runs against the growth of the API's own count."""
-        if reading.watermark.backlogs or known.watermark.floor is None:
-            reading.memory = replace(reading.memory, checksum=Checksum(counts.get(TOTAL_COUNT)))
-            return
-        new = len({run.id for run in reading.runs if known.is_new(run)} | set(reading.malformed))
-        checksum = reading.memory.checksum.after(counts.get(TOTAL_COUNT), new, reading.now)
-        reading.memory = replace(reading.memory, checksum=checksum)
-        if checksum.owed <= 0:
-            reading.memory = replace(reading.memory, retry_in=0.0, retry_at=0.0)
-
-    def _reconcile(self, api: AgentApi, reading: Reading, *, wanted: bool) -> None:
-        """Read on in the comparison of the whole lookback, or begin one where it is due."""
-        memory, limits, now = reading.memory, self._limits, reading.now
-        owing = memory.checksum.owed > 0 and not reading.watermark.backlogs
-        urgent = owing and (memory.walk is not None or now >= memory.retry_at)
-        if reading.watermark.backlogs or not (wanted or urgent):
-            return
-        walk = memory.walk or Walk(Backlog(now - limits.lookback, limits.page_size, since=now), now)
-        mark = Watermark(by_start=reading.watermark.by_start, backlogs=(walk.backlog,))
-        pages = limits.max_pages if urgent else 1
-        read_on = paging.catch_up(mark, api.runs, max_pages=pages, is_known=lambda _: True)
-        for page, mark in read_on:  # noqa: B007 - its last value is what counts
-            reading.add(page)
-            walk = replace(walk, by_start=paging.order(page, walk.by_start))
-        if mark.backlogs:
-            walk = replace(walk, backlog=mark.backlogs[0])
-            reading.memory = replace(memory, walk=walk)
-            return
-        self._end_walk(reading, walk)
-
-    @staticmethod
-    def _end_walk(reading: Reading, walk: Walk) -> None:
-        """Note that the whole lookback was compared; what is still owed then comes late, or never."""
-        memory, checksum = reading.memory, reading.memory.checksum
-        reading.reconciled = walk.began
-        reading.watermark = _with_order(reading.watermark, by_start=walk.by_start)
-        retry_in = (memory.retry_in * 2 or FIRST_RETRY) if checksum.owed > 0 else 0.0
-        if checksum.owed > 0 and walk.began - checksum.since >= LATEST_INDEX:
-            reading.unreachable = checksum.owed
-            checksum, retry_in = replace(checksum, owed=0), 0.0
-        reading.memory = replace(
-            memory, walk=None, checksum=checksum, retry_in=retry_in, retry_at=reading.now + retry_in
-        )
-
-
-def _with_order(mark: Watermark, *, by_start: bool | None) -> Watermark:
-    return Watermark(mark.newest, mark.first_seen, mark.floor, by_start, mark.backlogs)

@@ -39,14 +39,14 @@ class Scrape:
     that is still under way is cut off, and what it brings is thrown away.
     """
 
-    def __init__(self, means: Means, seconds: float, monotonic: Callable[[], float]) -> None:
+    def __init__(self, seconds: float, monotonic: Callable[[], float]) -> None:
         self.deadline = Deadline(seconds, monotonic)
         self.granted = seconds  # what the most patient caller allows, from the beginning on
         self.began = monotonic()
         self.targets: Sequence[Target] = ()
         self.readings: dict[int, Reading] = {}
         self.finished = threading.Event()
-        self._means = means
+        self._means: Means  # set when it is its turn: a reload before that brings others
         self._lock = threading.Lock()  # guards `readings` and `_over`
         self._over = False
         self._all_read = threading.Event()
@@ -78,12 +78,12 @@ class Scrape:
         self.deadline.extend(seconds - reserve)
         self.granted = max(self.granted, self.deadline.monotonic() - self.began + seconds)
 
-    def read(self, reader: AgentReader, reconcile: Collection[int]) -> None:
+    def read(self, reader: AgentReader, means: Means, reconcile: Collection[int]) -> None:
         """Read the targets side by side and count each as soon as it is read, until the deadline.
 
         Those that an earlier pass left out come first; of those in `reconcile` more than the news are read.
         """
-        memories, threads = self._means.memories, self._means.threads
+        self._means, memories, threads = means, means.memories, means.threads
         agent_ids = [target.id for target in self.targets]
         self._number = len(agent_ids)
         first = sorted(agent_ids, key=lambda agent_id: memories.get(agent_id, Memory()).attempted)
@@ -99,7 +99,7 @@ class Scrape:
 
         if not agent_ids:
             return
-        started = [threads.submit(work) for _ in range(min(self._means.concurrency, self._number))]
+        started = [threads.submit(work) for _ in range(min(means.concurrency, self._number))]
         if not any(started):
             work()
         while not self._all_read.wait(self.deadline.left()):
@@ -117,7 +117,7 @@ class Scrape:
         memory = self._means.memories.get(agent_id, Memory())
         try:
             known = self._means.ledger.known(agent_id)
-            reading = reader.read(agent_id, known, memory, self.deadline, reconcile=reconcile)
+            reading = reader.read(agent_id, known, memory, self.deadline, compare=reconcile)
         except Exception as error:  # what goes wrong with one agent stays with it
             reading = Reading(Watermark(), memory, error=ApiError.internal(error))
         if reading.error and reading.error.reason == "deadline" and not self.deadline.passed():

@@ -13,7 +13,7 @@ MISSED = ("malformed", "vanished", "unreachable")  # why a run could not be coun
 MAX_FAILURES = 100  # ends of failed runs that are kept, to tell a row of failures that a late success breaks
 
 
-class Backlog(msgspec.Struct, frozen=True):
+class Backlog(msgspec.Struct, frozen=True, gc=False):
     """A stretch of the list still to be read: from `token` on, down to runs from before `floor`."""
 
     floor: float
@@ -23,7 +23,7 @@ class Backlog(msgspec.Struct, frozen=True):
     since: float | None = None  # a search for open runs that left the open lists, begun at this instant
 
 
-class Watermark(msgspec.Struct, frozen=True):
+class Watermark(msgspec.Struct, frozen=True, gc=False):
     """How far the list is known: all that started before `floor`, but for the backlogs."""
 
     newest: float | None = None  # start of the newest run that was seen
@@ -32,8 +32,13 @@ class Watermark(msgspec.Struct, frozen=True):
     by_start: bool | None = None  # whether the list is in the order of starts; None: unknown
     backlogs: tuple[Backlog, ...] = ()  # newest stretch first
 
+    @property
+    def unread(self) -> bool:
+        """Whether there are older pages that nobody has read yet; those of a search were."""
+        return any(backlog.since is None for backlog in self.backlogs)
 
-class OpenRun(msgspec.Struct):
+
+class OpenRun(msgspec.Struct, gc=False):
     """A run that had not ended when it was last seen."""
 
     workflow_id: str
@@ -48,7 +53,7 @@ class OpenRun(msgspec.Struct):
         return cls(run.workflow_id, run.temporal_run_id, run.start, run.status, seen)
 
 
-class FailureRow(msgspec.Struct):
+class FailureRow(msgspec.Struct, gc=False):
     """The failed runs since the newest end of another kind: the agent's consecutive failures, by end."""
 
     ends: list[float] = msgspec.field(default_factory=list)  # ascending, the newest MAX_FAILURES
@@ -72,7 +77,7 @@ class FailureRow(msgspec.Struct):
                 self.older += 1
 
 
-class Totals(msgspec.Struct):
+class Totals(msgspec.Struct, gc=False):
     """What the ended runs of one agent add up to, each run once. Counted from `created` on."""
 
     created: float
@@ -86,7 +91,7 @@ class Totals(msgspec.Struct):
     failures: FailureRow = msgspec.field(default_factory=FailureRow)
 
 
-class AgentState(msgspec.Struct):
+class AgentState(msgspec.Struct, gc=False):
     """What the ledger knows of one agent."""
 
     totals: Totals

@@ -1,11 +1,9 @@
 """The ledger's SQLite file: what it holds, and how one process writes it while others may read it.
 
-Every byte is what was written, or the file is set aside: each row of `meta` and `agent` carries a checksum of
-its own, an agent's row one over its rows in `counted`, and SQLite checks the rest.
+Every byte is what was written, or the file is set aside (`schema`).
 """
 
 import fcntl
-import hashlib
 import logging
 import os
 import sqlite3
@@ -13,67 +11,22 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from exporter.log import fields
-from exporter.runs import migration
-from exporter.runs.account import add_checksum
-from exporter.runs.state import SCHEMA_VERSION, AgentState, Corruption, Meta, State
+from exporter.runs import schema
+from exporter.runs.schema import Change, LedgerError
+from exporter.runs.state import SCHEMA_VERSION, Corruption, Meta, State
 
-T = TypeVar("T")
-APPLICATION_ID = 0x4D4F4452  # "MODR"
 LOCK_WAIT = 0.2  # seconds for another program that has locked the file: a scrape cannot wait
 WAL_BYTES = 4 << 20  # that are kept of the write-ahead log between commits
 
 log = logging.getLogger("exporter.runs.store")
 
 
-# what a file that is as it was written can give: its content says nothing about these
-_CIRCUMSTANCES = {
-    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_PROTOCOL,
-}  # fmt: skip
-# what reading a damaged file can raise
-_DAMAGE = (
-    sqlite3.Error,
-    msgspec.MsgspecError,
-    ArithmeticError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
-class LedgerError(Exception):
-    """The state file cannot be used; the text is one line that says what to do."""
-
-
 class StoreError(Exception):
     """A commit failed; the text is one line."""
-
-
-class Change(NamedTuple):
-    """What a commit writes of one agent: its encoded state (None: forget it), ids that are new, and gone."""
-
-    agent_id: int
-    state: bytes | None
-    new: list[tuple[str, float]]
-    gone: list[str]
-
-
-SCHEMA = (
-    "CREATE TABLE meta (id INTEGER PRIMARY KEY CHECK (id = 1), state BLOB NOT NULL, checksum BLOB NOT NULL)",
-    "CREATE TABLE agent (agent_id INTEGER PRIMARY KEY, state BLOB NOT NULL, checksum BLOB NOT NULL)",
-    """CREATE TABLE counted (
-        agent_id INTEGER NOT NULL, run_id TEXT NOT NULL, over REAL NOT NULL, PRIMARY KEY (agent_id, run_id)
-    ) WITHOUT ROWID""",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
 
 
 class StateFile:
@@ -88,6 +41,8 @@ class StateFile:
         self._db: sqlite3.Connection | None = None
         self._identity: tuple[int, ...] = ()  # of the file as we left it
         self._stamp: bytes | None = None  # of the newest commit that is known to be durable
+        if os.path.exists(path) and not os.path.isfile(path):  # a device: our mode would be everybody's
+            raise LedgerError(f"{path}: not a regular file; check state.path")
         lock = Path(f"{os.path.realpath(path)}.lock")  # one for all names of the file
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -135,14 +90,14 @@ class StateFile:
             with self._db as db:
                 db.execute("BEGIN IMMEDIATE")
                 if anew:
-                    _make_tables(db)
-                db.execute("INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", (stamp, _checksum(stamp)))
+                    schema.make_tables(db)
+                db.execute("INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", (stamp, schema.checksum_of(stamp)))
                 for change in changes:
-                    _write_change(db, change)
+                    schema.write_change(db, change)
             self._stamp, self._identity = stamp, self._identity_now()
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
-            if isinstance(error, sqlite3.Error) and _is_corruption(error):
+            if isinstance(error, sqlite3.Error) and schema.is_corruption(error):
                 self._move_aside(error)
             raise StoreError(str(error)) from None
 
@@ -154,10 +109,10 @@ class StateFile:
     def _read(self, meta: Meta) -> State:
         db = self._connect()
         try:
-            state = _read(db, meta)
-        except _DAMAGE as error:
-            raise _as_corruption(error) from None
-        row = _stamp(db)
+            state = schema.read(db, meta)
+        except schema.DAMAGE as error:
+            raise schema.as_corruption(error) from None
+        row = schema.stamp_of(db)
         self._stamp = row if state.meta.version == SCHEMA_VERSION else None  # an older one is written anew
         return state
 
@@ -172,7 +127,7 @@ class StateFile:
                     Path(self.path + suffix).unlink(missing_ok=True)
             self._stamp = None  # somebody else wrote: nothing in it can be relied on
         try:
-            found = _stamp(self._connect())
+            found = schema.stamp_of(self._connect())
             return self._stamp is None or found != self._stamp
         except Corruption as error:
             self._move_aside(error)
@@ -212,7 +167,7 @@ class StateFile:
         )
         try:
             try:
-                check_ownership(db, self.path, ours=self._known)
+                schema.check_ownership(db, self.path, ours=self._known)
                 if os.stat(self.path).st_uid == os.geteuid():
                     os.chmod(self.path, 0o600)  # as earlier versions did not
                 db.execute("PRAGMA journal_mode = WAL")
@@ -221,9 +176,9 @@ class StateFile:
                 if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     with db:
                         db.execute("BEGIN IMMEDIATE")
-                        _make_tables(db)
-            except _DAMAGE as error:
-                raise _as_corruption(error) from None
+                        schema.make_tables(db)
+            except schema.DAMAGE as error:
+                raise schema.as_corruption(error) from None
         except BaseException:
             self._disconnect()
             raise
@@ -255,113 +210,7 @@ def read_state(path: str) -> State:
         )
     try:
         with closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-            check_ownership(db, path, ours=True)
-            return _read(db, None)
-    except (*_DAMAGE, Corruption) as error:
+            schema.check_ownership(db, path, ours=True)
+            return schema.read(db, None)
+    except (*schema.DAMAGE, Corruption) as error:
         raise LedgerError(f"{path}: cannot be read: {error}; check state.path") from None
-
-
-def check_ownership(db: sqlite3.Connection, path: str, *, ours: bool) -> None:
-    """Raise LedgerError for a file of another program or of a newer version, Corruption for ours gone bad."""
-    application: int = db.execute("PRAGMA application_id").fetchone()[0]
-    version: int = db.execute("PRAGMA user_version").fetchone()[0]
-    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    looks_ours = {"meta", "counted"} <= tables
-    if application == APPLICATION_ID and version <= SCHEMA_VERSION:
-        return
-    if application == APPLICATION_ID and not (looks_ours and _is_whole(db)):
-        raise LedgerError(
-            f"{path}: written by a newer modus-exporter (schema {version}); upgrade, or move it away"
-        )
-    if looks_ours and ours:
-        raise Corruption("its header is damaged")
-    if application or tables:
-        raise LedgerError(f"{path}: not a state file of modus-exporter; set state.path to another file")
-
-
-def _is_whole(db: sqlite3.Connection) -> bool:
-    """Whether the file is of this version whatever its header says."""
-    try:
-        return _read(db, None).meta.version <= SCHEMA_VERSION
-    except (*_DAMAGE, Corruption):
-        return False
-
-
-def _make_tables(db: sqlite3.Connection) -> None:
-    for table in ("meta", "agent", "counted", "account"):
-        db.execute(f"DROP TABLE IF EXISTS {table}")
-    for statement in SCHEMA:
-        db.execute(statement)
-
-
-def _write_change(db: sqlite3.Connection, change: Change) -> None:
-    agent_id, state, new, gone = change
-    if state is None:
-        db.execute("DELETE FROM agent WHERE agent_id = ?", (agent_id,))
-        db.execute("DELETE FROM counted WHERE agent_id = ?", (agent_id,))
-        return
-    row = agent_id, state, _checksum(state, agent_id)
-    db.execute("INSERT OR REPLACE INTO agent VALUES (?, ?, ?)", row)
-    db.executemany("INSERT OR REPLACE INTO counted VALUES (?, ?, ?)", ((agent_id, *each) for each in new))
-    db.executemany(
-        "DELETE FROM counted WHERE agent_id = ? AND run_id = ?", ((agent_id, each) for each in gone)
-    )
-
-
-def _read(db: sqlite3.Connection, meta: Meta | None) -> State:
-    """All that the file holds, every row checked. Raises Corruption, and what SQLite raises."""
-    problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if problem != "ok":
-        raise Corruption(problem)
-    db.execute("BEGIN")  # one moment for all tables
-    try:
-        if not db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'agent'").fetchone()[0]:
-            return migration.read_version_1(db)
-        row = db.execute("SELECT state, checksum FROM meta").fetchone()
-        found = _decoded(row[0], row[1], Meta) if row else meta
-        if found is None:
-            raise Corruption("it is empty")
-        agents = {
-            agent_id: _decoded(state, checksum, AgentState, agent_id)
-            for agent_id, state, checksum in db.execute("SELECT agent_id, state, checksum FROM agent")
-        }
-        counted: dict[int, dict[str, float]] = {agent_id: {} for agent_id in agents}
-        sums = dict.fromkeys(agents, 0)
-        for agent_id, run_id, over in db.execute("SELECT agent_id, run_id, over FROM counted"):
-            counted[agent_id][run_id] = over
-            sums[agent_id] = add_checksum(sums[agent_id], run_id, over)
-    finally:
-        db.execute("ROLLBACK")
-    for agent_id, state in agents.items():
-        if (state.ids_number, state.ids_sum) != (len(counted[agent_id]), sums[agent_id]):
-            raise Corruption(f"the counted runs of agent {agent_id} are not those that were written")
-    return State(found, agents, counted)
-
-
-def _stamp(db: sqlite3.Connection) -> bytes | None:
-    """What the newest commit wrote of itself. Raises Corruption, and sqlite3.Error for the circumstances."""
-    try:
-        row = db.execute("SELECT state FROM meta").fetchone()
-    except sqlite3.Error as error:
-        raise _as_corruption(error) from None
-    return row[0] if row else None
-
-
-def _checksum(content: bytes, agent_id: int = 0) -> bytes:
-    return hashlib.blake2b(content, digest_size=8, key=str(agent_id).encode()).digest()
-
-
-def _decoded(content: bytes, checksum: bytes, kind: type[T], agent_id: int = 0) -> T:
-    if _checksum(content, agent_id) != checksum:
-        raise Corruption("a row is not what was written")
-    return msgspec.json.decode(content, type=kind)
-
-
-def _as_corruption(error: Exception) -> Exception:
-    """What reading died of: damage, or the circumstances."""
-    return Corruption(" ".join(str(error).split())) if _is_corruption(error) else error
-
-
-def _is_corruption(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is None or code & 0xFF not in _CIRCUMSTANCES

@@ -18,10 +18,19 @@ SAME_TIME = 600.0  # seconds between the last reads of agents that were in use t
 
 
 class Targets:
-    """The agents in use. The list of agents gets `timeout` seconds, and is read by one thread at a time."""
+    """The agents in use. The list of agents gets `timeout` seconds, and is read by one thread at a time.
+
+    `earlier` is the list that was in use before a reload; it serves until the API can be asked for a new one.
+    """
 
     def __init__(
-        self, api: "ModusClient", ledger: "Ledger", selection: Selection, threads: KeptThreads, timeout: float
+        self,
+        api: "ModusClient",
+        ledger: "Ledger",
+        selection: Selection,
+        threads: KeptThreads,
+        timeout: float,
+        earlier: list[Agent] | None = None,
     ) -> None:
         self._api = api
         self._ledger = ledger
@@ -30,6 +39,8 @@ class Targets:
         self._timeout = timeout
         self._discovery = Discovery(selection.refresh_interval)
         self._refreshing = threading.Lock()
+        self._earlier = earlier
+        self._any = False  # whether the newest scrape had an agent to read
 
     @property
     def listed(self) -> bool:
@@ -38,14 +49,21 @@ class Targets:
 
     @property
     def answered(self) -> bool:
-        """Whether the API answered when it was last asked for the list of agents."""
+        """Whether the API answered with the list of agents in this scrape; without agents, the last time."""
         return self._discovery.answered
+
+    @property
+    def found(self) -> list[Agent] | None:
+        """The newest list of agents; None while there was none."""
+        return self._earlier if self._discovery.found is None else self._discovery.found
 
     def find(self, deadline: Deadline) -> list[Target]:
         """The agents to read; only the first list of agents is waited for, until the deadline."""
         selection, discovery = self._selection, self._discovery
         if not selection.discovers:
             return selection.choose([])
+        if self._any:
+            discovery.answered = False
         if discovery.is_due(deadline.monotonic()) and self._refreshing.acquire(blocking=False):
             listed = threading.Event()
             work = partial(self._refresh, Deadline(self._timeout, deadline.monotonic), listed)
@@ -54,7 +72,10 @@ class Targets:
             while discovery.found is None and not deadline.passed():
                 if listed.wait(min(deadline.left(), TICK)):  # the deadline may be moved meanwhile
                     break
-        return selection.choose(self._last_known() if discovery.found is None else discovery.found)
+        found = self.found
+        targets = selection.choose(self._last_known() if found is None else found)
+        self._any = bool(targets)
+        return targets
 
     def _refresh(self, deadline: Deadline, listed: threading.Event) -> None:
         def ask(token: str | None) -> AgentsPage:

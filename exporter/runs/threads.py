@@ -23,8 +23,8 @@ SLOW = 1.0  # seconds after which a commit that is under way counts as one that 
 class KeptThreads:
     """At most `limit` threads, started as they are needed.
 
-    Where the system refuses more, those that are there do the work. They are kept: a new one each time
-    would leave memory of its own behind. They end with the process.
+    Where the system refuses more, those that are there do the work; the first starts at once, so that one is
+    there. They are kept: a new one each time would leave memory of its own behind. They end with the process.
     """
 
     def __init__(self, limit: int, name: str, cpu: int | None = None) -> None:
@@ -35,6 +35,7 @@ class KeptThreads:
         self._lock = threading.Lock()
         self._started = 0
         self._waiting = 0  # threads without work, less work without a thread
+        self._start()
 
     def submit(self, work: Callable[[], None]) -> bool:
         """Have a thread do `work`, which must not raise; False when there is none to do it."""
@@ -48,10 +49,11 @@ class KeptThreads:
         return True
 
     def close(self) -> None:
-        """Let the threads end when their work is done."""
+        """Let the threads end when their work is done; no more is taken."""
         with self._lock:
             for _ in range(self._started):
                 self._work.put(None)
+            self._limit = self._started = 0
 
     def _start(self) -> None:
         with suppress(RuntimeError):  # the system has no thread for us: slower, not wrong
@@ -80,9 +82,10 @@ class Committer:
         self._thread = KeptThreads(1, "commit")
         self._changed = threading.Condition()
         self._asked = self._done = 0
-        self._began: float | None = None  # of the commit that is under way
+        self._began: float | None = None  # of the piece that is under way
         self._failed = False  # the newest one, in a way that nobody foresaw
-        self.took = 0.0  # seconds, the newest one
+        self._told = False  # that commits hang
+        self.took = 0.0  # seconds, the newest piece that was written
 
     def request(self) -> int:
         """Have all that was recorded so far committed; returns a number to wait for."""
@@ -98,39 +101,57 @@ class Committer:
     def wait(self, number: int, seconds: float) -> bool:
         """Wait until that commit is over, well or not, no longer than `seconds`; False when it is not."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._done >= number, seconds)
+            done = self._changed.wait_for(lambda: self._done >= number, seconds)
+            if not done and self._hangs and not self._told:
+                self._told = True
+                log.error("the disk is slow: what is shown is as of the last commit that ended")
+        return done
 
     @property
     def up(self) -> bool:
-        """Whether commits succeed, and none has been under way for longer than any should take."""
+        """Whether commits succeed, and no piece has been under way for longer than any should take."""
         with self._changed:
-            hangs = self._began is not None and self._monotonic() - self._began > SLOW
-            return self._ledger.up and not self._failed and not hangs
+            return self._ledger.up and not self._failed and not self._hangs
 
     def close(self) -> None:
         """Let the thread end after the commit under way."""
         self._thread.close()
 
+    @property
+    def _hangs(self) -> bool:
+        return self._began is not None and self._monotonic() - self._began > SLOW
+
     def _commit(self) -> None:
         while True:
             with self._changed:
-                asked, began = self._asked, self._monotonic()
-                self._began = began
-            try:
-                self._ledger.commit()
-                failure = ""
-            except Exception as error:  # who waits must not wait for ever
-                failure = " ".join(f"{type(error).__name__}: {error}".split())
-                log.error("a commit failed", extra=fields(error=failure))
+                asked = self._asked
+            while self._commit_piece():
+                pass
             with self._changed:
-                self._failed = bool(failure)
-                self.took = self._monotonic() - began
                 self._done = asked
                 if self._asked == asked:
                     self._began = None
                 self._changed.notify_all()
                 if self._began is None:
                     return
+
+    def _commit_piece(self) -> bool:
+        """Commit a piece; returns whether there is more."""
+        with self._changed:
+            self._began = began = self._monotonic()
+        more, failure = False, ""
+        try:
+            more = self._ledger.commit_piece()
+        except Exception as error:  # who waits must not wait for ever
+            failure = " ".join(f"{type(error).__name__}: {error}".split())
+            log.error("a commit failed", extra=fields(error=failure))
+        with self._changed:
+            self._failed = bool(failure)
+            self.took = self._monotonic() - began if more or failure else self.took
+            if self._told and self._monotonic() - began <= SLOW:
+                self._told = False
+                log.info("the disk is no longer slow")
+        return more
 
 
 def any_cpu() -> int | None:

@@ -4,16 +4,18 @@ import asyncio
 import base64
 import hashlib
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 
 import bcrypt
 
 from exporter.web.executor import BoundedExecutor
+from exporter.web.messages import too_busy
 
 REFUSAL_SECONDS = (
     0.3  # at least, for a name and a password that do not match: hides what a hash up to cost 12 costs
 )
+MAX_ALIKE = 4  # comparisons for one name that one client address has under way or waiting
 MAX_REMEMBERED = 1024  # credentials that were compared, good and bad
 MAX_PASSWORD_BYTES = 72  # bcrypt takes no more
 _DECOY = (
@@ -63,14 +65,16 @@ class BasicAuth:
 class Logins:
     """Compares credentials, one of a known name and one of an unknown name at a time.
 
-    Those who guess names wait for each other only. Raises HTTPError (503) when too many wait.
+    Those who guess names wait for each other only, and who guesses the passwords of a name takes few places.
+    Raises HTTPError (503) when too many wait.
     """
 
     def __init__(self) -> None:
         self._known = BoundedExecutor("login", threads=1, waiting=32)
         self._unknown = BoundedExecutor("stranger", threads=1, waiting=32)
+        self._under_way: Counter[tuple[str, bytes]] = Counter()  # by client address and name
 
-    async def good(self, auth: BasicAuth, authorization: str) -> bool:
+    async def good(self, auth: BasicAuth, authorization: str, client: str) -> bool:
         """Whether the header names a user and its password; a refusal takes REFUSAL_SECONDS at least."""
         scheme, _, encoded = authorization.partition(" ")
         try:
@@ -83,9 +87,20 @@ class Logins:
         begun = loop.time()
         good = auth.remembered(credentials)
         if good is None:
-            lane = self._known if auth.names(credentials) else self._unknown
-            good = await lane.run(lambda: auth.check(credentials))
+            good = await self._compared(auth, credentials, client)
             auth.remember(credentials, good)
         if not good:
             await asyncio.sleep(begun + REFUSAL_SECONDS - loop.time())
         return good
+
+    async def _compared(self, auth: BasicAuth, credentials: bytes, client: str) -> bool:
+        alike = client, credentials.partition(b":")[0]
+        if self._under_way[alike] >= MAX_ALIKE:
+            raise too_busy()
+        lane = self._known if auth.names(credentials) else self._unknown
+        self._under_way[alike] += 1
+        try:
+            return await lane.run(lambda: auth.check(credentials))
+        finally:
+            self._under_way[alike] -= 1
+            self._under_way += Counter()  # drops what is at 0

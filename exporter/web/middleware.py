@@ -42,7 +42,8 @@ class Middleware:
             return text("Too Many Requests\n", 429, Retry_After=str(wait))
         if sum(len(name) + len(value) for name, value in request.headers.items()) > MAX_HEADER_BYTES:
             return text("request headers too large\n", 431)
-        if config.auth and not await self._logins.good(config.auth, request.headers.get("authorization", "")):
+        authorization = request.headers.get("authorization", "")
+        if config.auth and not await self._logins.good(config.auth, authorization, request.client):
             return text("Unauthorized\n", 401, WWW_Authenticate='Basic charset="UTF-8"')
         return await self._pages(request)
 

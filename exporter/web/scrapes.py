@@ -100,12 +100,12 @@ class Scrapes:
             self._waiting = [other for other in self._waiting if not self._starts(other)]
 
     async def _exposition(self, flight: _Flight) -> bytes:
-        kind, waited = flight.kind, asyncio.get_running_loop().time() - flight.asked
-        timeout = None if kind.timeout is None else kind.timeout - waited
-        if timeout is not None and timeout <= 0:
-            raise too_busy()
+        kind, now = flight.kind, asyncio.get_running_loop().time
 
         def read() -> tuple[bytes, Iterator[bytes]]:
+            timeout = None if kind.timeout is None else kind.timeout - (now() - flight.asked)
+            if timeout is not None and timeout <= 0:
+                raise too_busy()
             pieces = iter(self._scrape(timeout, kind.openmetrics))
             return next(pieces, b""), pieces
 

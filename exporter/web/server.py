@@ -19,7 +19,7 @@ from exporter.web.log import log, log_failure
 from exporter.web.messages import Handler
 from exporter.web.places import Places
 from exporter.web.reload import Reloads
-from exporter.web.stream import Stream
+from exporter.web.stream import Stream, readable
 from exporter.web.webconfig import WebConfigFile
 
 STOP_SECONDS = 3.0  # at the end, for requests that are being answered
@@ -63,6 +63,7 @@ class Server:
         ended, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in running:
             task.cancel()
+        await asyncio.wait(running)
         for listener in listeners:
             listener.close()
         for connection in self._places:
@@ -87,11 +88,11 @@ class Server:
             self._stopping.set()
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                client, address = await loop.sock_accept(listener)
-            except ConnectionError:
+                await readable(listener)  # else a lack of descriptors is told although nobody waits
+                client, address = listener.accept()
+            except (BlockingIOError, ConnectionError):
                 continue  # it left while it waited
             except OSError as exc:
                 await self._refused_by_the_system(listener, exc)

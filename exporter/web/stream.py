@@ -110,6 +110,17 @@ class Stream:
                 remove(self._sock)
 
 
+async def readable(sock: socket.socket) -> None:
+    """Wait until the socket has something to receive or to accept."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, _wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
+
+
 def _wake(waiting: "asyncio.Future[None]") -> None:
     if not waiting.done():
         waiting.set_result(None)

@@ -99,29 +99,33 @@ class WebConfigFile:
     """The file at `path`, read again when it or a file it names changes; `path` None: the defaults.
 
     Raises WebError, one line with file and key path, for a file that cannot be used from the start;
-    a later one is logged once and the last good one stays in force.
+    a later one is logged once and the last good one stays in force. So does it while the file is empty: that
+    is one which is being written, and must let nobody in meanwhile.
     """
 
     def __init__(self, path: str | None) -> None:
         self._path = path
         self._files = Watched()
-        self._config = _load(path, self._files) if path else WebConfig()
+        self._config = _load(path, self._files, may_be_empty=True) if path else WebConfig()
 
     def current(self) -> WebConfig:
         """The configuration for a request or connection that begins now."""
         if self._path and self._files.changed():
             try:
-                self._config = _load(self._path, self._files)
+                self._config = _load(self._path, self._files, may_be_empty=self._config == WebConfig())
                 log.info("web configuration read again", extra=fields(file=self._path))
             except WebError as error:
                 log.error("web configuration refused, last one kept", extra=fields(error=str(error)))
         return self._config
 
 
-def _load(path: str, files: Watched) -> WebConfig:
+def _load(path: str, files: Watched, *, may_be_empty: bool) -> WebConfig:
     """Read the file and those it names through `files`."""
     try:
-        raw = yamlfile.parse(_read(path, files), _File, ordinary=True)
+        content = _read(path, files)
+        if not content.strip() and not may_be_empty:
+            raise YamlError("it is empty: to turn everything off, write basic_auth_users: {}")
+        raw = yamlfile.parse(content, _File, ordinary=True)
         file = yamlfile.convert(raw, _File, _decode, raw=raw, secret=lambda key: True)
         settings = file.tls_server_config
         http2 = not (file.http_server_config and file.http_server_config.http2 == 0)
@@ -171,7 +175,7 @@ def _headers(headers: Mapping[str, str | None]) -> Mapping[str, str]:
         if (allowed and value not in allowed) or not re.fullmatch(r"[ -~]*", value or ""):
             expected = " or ".join(allowed) or "printable ASCII"
             raise YamlError(f"{key}: expected {expected}, got {yamlfile.got(value)}")
-    return {name: value or "" for name, value in headers.items()}
+    return {name: (value or "").strip() for name, value in headers.items()}  # as Go sends it
 
 
 def _auth(users: Mapping[str, str]) -> "BasicAuth | None":

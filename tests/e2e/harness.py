@@ -203,9 +203,9 @@ def program(*names: str) -> str:
 
 
 class Prometheus(Process):
-    """A Prometheus with this configuration, from the moment it is ready."""
+    """A Prometheus with this configuration and these features, from the moment it is ready."""
 
-    def __init__(self, directory: Path, config_file: Path) -> None:
+    def __init__(self, directory: Path, config_file: Path, *features: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         super().__init__(
             [
@@ -213,7 +213,7 @@ class Prometheus(Process):
                 f"--config.file={config_file}",
                 f"--storage.tsdb.path={directory / 'data'}",
                 f"--web.listen-address={self.url.removeprefix('http://')}",
-                "--enable-feature=exemplar-storage",
+                f"--enable-feature={','.join(('exemplar-storage', *features))}",
             ],
             directory,
         )

@@ -44,6 +44,22 @@ def test_the_version() -> None:
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["modus-exporter", __version__])
 
 
+def test_a_variable_of_the_environment_stands_for_its_flag_and_a_given_flag_wins() -> None:
+    assert "--log.level" in run(MODUS_EXPORTER_LOG_LEVEL="loud").stderr
+    shard = {"MODUS_EXPORTER_SHARD": "2", "MODUS_EXPORTER_TOTAL_SHARDS": "2"}
+    assert "expected less than --total-shards (2), got 2" in run(**shard).stderr
+    assert "expected less than --total-shards (1), got 2" in run("--total-shards=1", **shard).stderr
+    assert "MODUS_EXPORTER_DEMO: expected true or false, got 'yes'" in run(MODUS_EXPORTER_DEMO="yes").stderr
+
+
+def test_a_variable_that_names_a_version_is_not_a_flag() -> None:
+    done = run(
+        "--config.file", "/no/such/file.yaml", MODUS_EXPORTER_VERSION="1.2.3", MODUS_EXPORTER_HELP="true"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "/no/such/file.yaml" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

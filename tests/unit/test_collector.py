@@ -22,9 +22,9 @@ from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection
 from exporter.modus.errors import ApiError
 from exporter.modus.model import LONGEST_LABEL, AgentsPage, RunsPage
-from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Reading
+from exporter.turn import TURN
 from tests.e2e.harness import wait_for
 from tests.simulation import BOUNDS, ILL, START, WELL, Clock, DirectApi, finished, settings
 
@@ -54,7 +54,7 @@ class Exporter:
         self.collector = RunsCollector(
             self.client,
             self.ledger,
-            dataclasses.replace(chosen, request_bounds=REQUEST_BUCKETS),
+            chosen,
             reload_state=lambda: (True, 0.0),
             clock=self.clock,
             monotonic=monotonic,
@@ -282,8 +282,9 @@ def test_an_api_that_does_not_answer_holds_a_scrape_no_longer_than_its_deadline(
     modus: SimulatedModus,
 ) -> None:
     release = threading.Event()
-    modus.fault = lambda request: hung(release) if request.agent_id == ILL else None
     exporter = Exporter(modus, None, parallel(settings(ILL, WELL)), timeout=HANG)
+    exporter.scrape()
+    modus.fault = lambda request: hung(release) if request.agent_id == ILL else None
     began = time.monotonic()
     shown = exporter.scrape(1.5)
     assert time.monotonic() - began < 1.5  # when the scraper gives up
@@ -304,7 +305,8 @@ class Gates(DirectApi):
     def runs(self, agent_id: int, **query: Any) -> RunsPage:
         if gate := self.gates.get(agent_id):
             self.waiting.append(agent_id)
-            gate.wait(HANG)
+            with TURN.waiting():
+                gate.wait(HANG)
         return super().runs(agent_id, **query)
 
     def agents(self, **query: Any) -> AgentsPage:
@@ -388,6 +390,8 @@ def test_closing_cuts_a_scrape_short_and_what_was_read_is_counted(gates: Gates, 
 def test_a_429_silences_all_requests_across_scrapes_until_its_time_has_passed(modus: SimulatedModus) -> None:
     monotonic = Clock(1000.0)
     exporter = Exporter(modus, None, settings(ILL, WELL), monotonic=monotonic)
+    exporter.scrape()
+    modus.requests.clear()
     modus.fault = lambda request: modus.error(429, **{"Retry-After": "40"})
     shown = exporter.scrape()
     assert [agent.errors for agent in shown.values()] == [{"rate_limited": 1}] * 2
@@ -400,6 +404,37 @@ def test_a_429_silences_all_requests_across_scrapes_until_its_time_has_passed(mo
     monotonic.advance(1.5)
     assert all(agent.up for agent in exporter.scrape().values())
     exporter.close()
+
+
+def test_the_errors_of_an_agent_are_shown_at_0_before_the_first_one_counts(modus: SimulatedModus) -> None:
+    modus.fault = lambda request: modus.error(403)
+    exporter = Exporter(modus, None, settings(ILL))
+    assert [exporter.scrape()[ILL].errors for _ in range(2)] == [{}, {"forbidden": 2}]
+
+
+def test_the_api_is_not_up_because_it_once_listed_the_agents(modus: SimulatedModus) -> None:
+    exporter = Exporter(modus, None, listing(settings()))
+    assert exporter.collector.scrape(None).up
+    modus.close()
+    assert not exporter.collector.scrape(None).up
+
+
+def test_an_api_without_agents_is_up_while_nothing_is_asked_of_it() -> None:
+    modus = SimulatedModus(fleet={}).start()
+    exporter = Exporter(modus, None, listing(settings()))
+    assert [exporter.collector.scrape(None).up for _ in range(2)] == [True, True]
+
+
+def test_a_reload_while_the_api_is_away_keeps_what_it_listed(modus: SimulatedModus) -> None:
+    exporter = Exporter(modus, None, listing(settings()))
+    before = exporter.scrape()
+    modus.close()
+    exporter.collector.reload(lambda: exporter.client, listing(settings()))
+    after = exporter.scrape()
+    assert {id_: agent.enabled for id_, agent in after.items()} == {
+        id_: agent.enabled for id_, agent in before.items()
+    }
+    assert {agent.enabled for agent in after.values()} != {None}
 
 
 # --- scrapes at once ---
@@ -486,11 +521,11 @@ def test_a_second_scraper_within_the_minimum_interval_gets_the_last_pass() -> No
 class FailsOnce(Ledger):
     failures = 1
 
-    def commit(self) -> None:
+    def commit_piece(self) -> bool:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("a mistake of ours")
-        super().commit()
+        return super().commit_piece()
 
 
 def test_a_mistake_in_the_commit_is_one_line_and_a_metric(caplog: pytest.LogCaptureFixture) -> None:
@@ -518,8 +553,9 @@ def test_a_mistake_with_one_agent_is_that_agents_and_names_its_place(
         modus.add_agent(agent_id, "Any agent")
     ledger = Mistaken(None, BOUNDS, lookback=86400, clock=modus.clock)
     collector, _ = direct(modus, settings(ILL, WELL), ledger=ledger)
+    collector.scrape(None)
     ill, well = collector.scrape(None).agents
-    assert (ill.up, ill.errors, well.up) == (False, {"internal": 1}, True)
+    assert (ill.up, ill.errors, well.up) == (False, {"internal": 2}, True)
     (line,) = caplog.records
     assert re.search(r"KeyError at test_collector\.py:\d+: 'a mistake of ours'", line.fields["error"])  # type: ignore[attr-defined]
 
@@ -529,12 +565,15 @@ class SlowDisk(Ledger):
 
     gate = threading.Event()
 
-    def commit(self) -> None:
+    def commit_piece(self) -> bool:
         self.gate.wait(HANG)
-        super().commit()
+        return super().commit_piece()
 
 
-def test_a_disk_that_hangs_costs_no_scrape_its_timeout_and_shows_what_is_durable(tmp_path: Path) -> None:
+def test_a_disk_that_hangs_costs_no_scrape_its_timeout_and_shows_what_is_durable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "exporter.runs.threads")
     modus = SimulatedModus(fleet={}, clock=Clock())
     modus.add_agent(ILL, "Any agent")
     ledger = SlowDisk(str(tmp_path / "state.db"), BOUNDS, lookback=86400, clock=modus.clock)
@@ -551,6 +590,8 @@ def test_a_disk_that_hangs_costs_no_scrape_its_timeout_and_shows_what_is_durable
     again = collector.scrape(HANG)
     assert again.ledger_up
     assert finished(again.agents[0])["completed"] == 1
+    slow = "the disk is slow: what is shown is as of the last commit that ended"
+    assert [record.message for record in caplog.records] == [slow, "the disk is no longer slow"]
     collector.close()
     ledger.close()
 
@@ -586,14 +627,52 @@ def test_a_reload_waits_for_the_pass_and_takes_all_of_its_counts_along(modus: Si
     exporter.close()
 
 
+def test_who_leaves_before_a_scrape_knows_its_agents_is_shown_those_of_the_last_one(gates: Gates) -> None:
+    collector, _ = direct(gates.modus, settings(ILL, WELL), api=gates)
+    collector.scrape(None)
+    connecting, release = threading.Event(), threading.Event()
+
+    def connect() -> Any:
+        connecting.set()
+        release.wait(HANG)
+        return gates
+
+    reload = in_background(lambda: collector.reload(connect, settings(ILL, WELL)))
+    assert connecting.wait(HANG)
+    shown = collector.scrape(0.05).agents
+    release.set()
+    reload.result(HANG)
+    assert [(agent.id, agent.up) for agent in shown] == [(ILL, False), (WELL, False)]
+
+
+def test_a_scrape_that_begins_during_a_reload_reads_with_what_the_reload_brings(gates: Gates) -> None:
+    collector, _ = direct(gates.modus, settings(ILL), api=gates)
+    assert collector.scrape(HANG).complete
+    entered, release = threading.Event(), threading.Event()
+
+    def connect() -> Any:
+        entered.set()
+        release.wait(HANG)
+        return gates
+
+    reload = in_background(lambda: collector.reload(connect, settings(ILL, WELL)))
+    assert entered.wait(HANG)
+    collector.scrape(0.001)  # it begins, and waits for the reload
+    scrape = in_background(lambda: collector.scrape(HANG))
+    release.set()
+    reload.result(HANG)
+    assert [agent.up for agent in scrape.result(HANG * 2).agents] == [True, True]
+
+
 def test_a_reload_loses_no_counter(modus: SimulatedModus, tmp_path: Path) -> None:
     exporter = Exporter(modus, str(tmp_path / "state.db"), settings(ILL, WELL))
     modus.fault = lambda request: modus.error(403) if request.agent_id == ILL else None
+    exporter.scrape()
     before = exporter.scrape()
     exporter.collector.reload(lambda: exporter.client, settings(ILL, WELL, page_size=10))
     modus.fault = None
     after = exporter.scrape()
-    assert after[ILL].errors == before[ILL].errors == {"forbidden": 1}
+    assert after[ILL].errors == before[ILL].errors == {"forbidden": 2}
     assert finished(after[WELL]) == finished(before[WELL])
     assert finished(after[ILL])["completed"] == 3
     exporter.close()

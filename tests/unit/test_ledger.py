@@ -1,6 +1,8 @@
 """What counts, once, and what stays when a process, a file or a clock does not."""
 
 import logging
+import shutil
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,10 +10,12 @@ import pytest
 
 from exporter.modus.discovery import shard_of
 from exporter.modus.model import Run
+from exporter.runs import account
+from exporter.runs.account import MAX_STATUSES
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Memory, Reading
+from exporter.runs.schema import LedgerError
 from exporter.runs.state import Totals, Watermark
-from exporter.runs.store import LedgerError
 from tests.simulation import BOUNDS, DAY, START, Clock
 
 AGENT = 7
@@ -59,7 +63,7 @@ def reading(*runs: Run, now: float = START, **more: object) -> Reading:
 
 
 def record(book: Ledger, *runs: Run, now: float | None = None) -> None:
-    book.record(AGENT, reading(*runs, now=book._clock() if now is None else now))
+    book.record(AGENT, reading(*runs, now=book.clock() if now is None else now))
 
 
 def totals(book: Ledger) -> Totals:
@@ -109,18 +113,18 @@ def test_a_restart_goes_on_where_the_last_commit_was(path: str, clock: Clock) ->
 
 
 def test_nothing_shown_before_the_commit_survives_a_crash_and_all_after_it_does(
-    path: str, clock: Clock
+    tmp_path: Path, clock: Clock
 ) -> None:
-    book = ledger(path, clock)
+    book = ledger(str(tmp_path / "before" / "state.db"), clock)
     record(book, a_run("wf:1"))
     book.commit()
     record(book, a_run("wf:2"))  # and no commit
-    book._store.close()  # type: ignore[union-attr]
-    again = ledger(path, clock)
-    assert finished(again) == 1
-    record(again, a_run("wf:1"), a_run("wf:2"))
-    assert finished(again) == 2
-    again.close()
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
+    book.close()
+    with closing(ledger(str(tmp_path / "after" / "state.db"), clock)) as again:
+        assert finished(again) == 1
+        record(again, a_run("wf:1"), a_run("wf:2"))
+        assert finished(again) == 2
 
 
 def test_in_memory_only_runs_that_end_after_the_start_are_counted(clock: Clock) -> None:
@@ -321,4 +325,44 @@ def test_a_run_is_not_counted_a_second_time_when_its_start_is_exactly_at_the_edg
     book.lookback = 30 * DAY  # as a reload may do
     record(book, *twins)
     assert finished(book) == 2
+    book.close()
+
+
+def test_statuses_without_end_of_runs_that_do_not_count_are_bounded(clock: Clock) -> None:
+    book = ledger(None, clock)
+    for number in range(100):
+        record(book, a_run(f"wf:{number}", f"status {number}", START - 9 * DAY, START - 9 * DAY + 60))
+    assert finished(book) == 0
+    assert len(totals(book).last_end) <= MAX_STATUSES + 1
+    assert totals(book).last_end["other"] == START - 9 * DAY + 60
+
+
+def test_open_runs_without_end_are_followed_up_to_a_bound_and_count_when_they_end(
+    path: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(account, "MAX_OPEN", 5)
+    book = ledger(path, clock)
+    for number in range(20):
+        record(book, a_run(f"wf:{number}", "running", end=None, duration_ms=None))
+    assert len(book.agents()[AGENT].open) == 5
+    assert [line.getMessage() for line in caplog.records] == [
+        "more open runs than one agent can have: further ones are not followed"
+    ]
+    record(book, a_run("wf:1"), a_run("wf:19"))
+    assert finished(book) == 2
+    book.close()
+
+
+def test_lines_about_single_runs_are_few_in_a_scrape_however_many_agents_have_them(
+    path: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = ledger(path, clock)
+    for _ in range(2):
+        caplog.clear()
+        for agent_id in range(100):
+            odd = a_run(f"wf:{clock()}", duration_ms=-1)
+            book.record(agent_id, reading(odd, malformed=[f"odd {clock()}"], now=clock()))
+        book.end_scrape(range(100))
+        assert len(caplog.records) == 2 * (account.MAX_LINES + 1)
+        clock.advance(60)
     book.close()

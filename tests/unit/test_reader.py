@@ -1,15 +1,18 @@
 """What a scrape costs, and how runs that end out of sight are found."""
 
 import json
+import weakref
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from exporter.deadline import Deadline
 from exporter.demo.simulator import Answer, Request, SimulatedModus
-from exporter.demo.wire import ABSENT
+from exporter.demo.wire import ABSENT, iso
+from exporter.modus.errors import ApiError
 from exporter.runs.reader import AgentReader, Known, Memory
-from tests.simulation import Clock, Exporter, finished, settings
+from tests.simulation import DAY, Clock, Exporter, finished, settings
 
 AGENT = 7
 
@@ -129,18 +132,21 @@ def test_a_route_of_one_run_that_did_not_work_is_tried_again_later() -> None:
     assert finished(world.agent)["error"] == 3
 
 
-def test_an_open_run_that_the_platform_removed_is_given_up_and_not_counted() -> None:
-    world = World()
+def test_an_open_run_that_the_platform_removed_is_given_up_and_counted_as_missed() -> None:
+    world, uptime = World(), Clock()
+    world.exporter = Exporter(world.modus, None, settings(AGENT), monotonic=uptime)
     gone = world.modus.start_run(AGENT)
     world.history(10, apart=300)
     world.scrape()
-    assert world.agent.open_starts == {"running": gone.start}
-    world.clock.advance(60)
     world.modus.change(gone, hidden=True)
-    world.scrape()
-    world.scrape()
+    for passed in (60, 700):
+        assert world.agent.open_starts == {"running": gone.start}  # a replica may lag
+        world.clock.advance(passed)
+        uptime.advance(passed)
+        world.scrape()
     assert world.agent.open_starts == {}
     assert finished(world.agent) == {"completed": 10, "error": 0, "cancelled": 0}
+    assert world.agent.missed["vanished"] == 1
 
 
 def test_a_change_that_the_counts_hide_is_found_by_the_check_now_and_then(
@@ -186,8 +192,9 @@ def test_a_list_that_never_ends_marks_the_agent_unread(fresh_tokens: bool) -> No
     world.modus.fault = endless
     world.scrape()
     assert not world.agent.up
-    assert world.agent.errors == {"bad_response": 1}
     assert asked <= 20
+    world.scrape()
+    assert world.agent.errors == {"bad_response": 2}
 
 
 def test_a_refused_page_token_of_an_earlier_scrape_costs_a_new_walk_and_no_run() -> None:
@@ -346,3 +353,296 @@ def test_counts_that_are_wrong_for_good_read_no_open_list_after_a_while() -> Non
         read.append("list_runs running" in world.asked)
     assert world.agent.up
     assert read == [True, True, False]
+
+
+class Recorded(World):
+    """A world whose exporter has a state file, an uptime that goes with the clock, and reconciles."""
+
+    def __init__(self, path: Path, reconcile_interval: float = 3600.0, **more: object) -> None:
+        limits = {name: more.pop(name) for name in ("page_size", "max_pages", "lookback") if name in more}
+        super().__init__(**more)
+        self.path = str(path / "state.db")
+        self.settings = settings(AGENT, reconcile_interval=reconcile_interval, **limits)
+        self.offset = 0.0  # of the API's clock
+        self.modus.clock = lambda: self.clock.now + self.offset
+        self.start()
+
+    def start(self) -> None:
+        self.exporter = Exporter(self.modus, self.path, self.settings, monotonic=self.clock, clock=self.clock)
+
+    def restart(self) -> None:
+        self.exporter.close()
+        self.start()
+
+    def scrapes(self, number: int, apart: float = 60.0) -> Counter[str]:
+        for _ in range(number):
+            self.clock.advance(apart)
+            counted = self.scrape()
+        return +counted
+
+    @property
+    def missed(self) -> dict[str, int]:
+        assert self.agent.totals is not None
+        return {reason: number for reason, number in self.agent.totals.missed.items() if number}
+
+
+def test_c3_two_days_down_with_a_lookback_of_one_and_a_run_an_hour_lose_nothing(tmp_path: Path) -> None:
+    world = Recorded(tmp_path)
+    world.scrapes(2)
+    world.exporter.close()
+    world.history(47, apart=3600)
+    world.start()
+    assert world.scrapes(3) == Counter(completed=47)
+    world.exporter.close()
+
+
+@pytest.mark.parametrize("counts", ["true", "missing"])
+def test_c4_a_run_that_the_index_shows_late_below_the_first_page_is_counted(
+    tmp_path: Path, counts: str
+) -> None:
+    world = Recorded(tmp_path, page_size=10)
+    if counts == "missing":
+        world.modus.counts_fault = lambda counts: None
+    world.scrapes(2)
+    world.modus.start_run(AGENT, lasts=1.0, visible_from=world.clock() + 400)
+    for _ in range(20):
+        world.history(1, apart=1)
+        world.scrapes(1, apart=30)
+    assert world.scrapes(3 if counts == "true" else 70) == Counter(completed=21)
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_c4_a_late_run_of_before_a_downtime_longer_than_the_lookback_is_counted(tmp_path: Path) -> None:
+    world = Recorded(tmp_path)
+    world.history(3, apart=60)
+    world.scrapes(2)
+    world.modus.start_run(AGENT, at=world.clock() - 200, lasts=1.0, visible_from=world.clock() + 300)
+    world.exporter.close()
+    world.history(60, apart=3600)
+    world.start()
+    assert world.scrapes(10) == Counter(completed=64)
+    world.exporter.close()
+
+
+@pytest.mark.parametrize("step", [-600.0, -3600.0, 3600.0])
+def test_c5_a_clock_of_the_api_that_steps_loses_nothing(tmp_path: Path, step: float) -> None:
+    world = Recorded(tmp_path, reconcile_interval=0.0)
+    world.modus.counts_fault = lambda counts: None  # nothing but the reading itself finds a run
+    world.scrapes(2)
+    for n in range(150):
+        if n == 30:
+            world.offset = step
+        world.modus.start_run(AGENT, lasts=5.0)
+        world.scrapes(1, apart=60)
+    assert world.scrapes(2) == Counter(completed=150)
+    world.exporter.close()
+
+
+def test_c5_after_a_step_back_a_pause_in_the_scrapes_loses_nothing(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, reconcile_interval=0.0, page_size=10)
+    world.modus.counts_fault = lambda counts: None
+    world.history(5, apart=60)
+    world.scrapes(2)
+    world.offset = -3600.0
+    world.scrapes(2)
+    world.history(20, apart=60)
+    assert world.scrapes(2) == Counter(completed=25)
+    world.exporter.close()
+
+
+def test_c6_runs_with_odd_starts_at_the_end_of_a_page_end_no_walk(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=10)
+    world.scrapes(2)
+    for n in range(60):
+        run = world.modus.start_run(AGENT, lasts=1.0)
+        if n % 10 == 0:
+            world.modus.change(run, override={"startedAt": iso(world.clock() - 2 * DAY)})
+        world.clock.advance(1)
+    assert world.scrapes(3) == Counter(completed=60)
+    world.exporter.close()
+
+
+def test_c7_a_list_in_the_order_of_ends_with_open_runs_first_is_counted_whole(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=10, order="close")
+    world.scrapes(2)
+    for n in range(196):
+        world.modus.start_run(AGENT, lasts=(5.0, 400.0, 3000.0)[n % 3])
+        world.scrapes(1, apart=30)
+    assert world.scrapes(60) == Counter(completed=196)
+    world.exporter.close()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 422, 500, 503])
+def test_c8_a_page_token_kept_over_a_restart_and_refused_costs_no_run(tmp_path: Path, status: int) -> None:
+    world = Recorded(tmp_path, page_size=10, max_pages=2, token_refusal=status)
+    world.scrapes(2)
+    world.history(80, apart=0.5)
+    world.scrapes(1)
+    assert world.agent.backlog
+    world.modus.forget_tokens()
+    world.restart()
+    assert world.scrapes(12) == Counter(completed=80)
+    assert not world.agent.backlog
+    world.exporter.close()
+
+
+def test_c8_page_tokens_that_die_between_two_scrapes_let_every_walk_end(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=5, max_pages=2, token_life=50.0)
+    world.history(150, apart=30)
+    world.scrapes(80)
+    assert not world.agent.backlog
+    reconciled = world.exporter.ledger.agents()[AGENT].last_reconciled
+    world.scrapes(120)
+    assert (world.exporter.ledger.agents()[AGENT].last_reconciled or 0.0) > (reconciled or 0.0)
+    world.exporter.close()
+
+
+@pytest.mark.parametrize("page_size", [3, 100])
+def test_c9_items_that_cannot_be_read_cost_themselves_and_are_missed_once(
+    tmp_path: Path, page_size: int
+) -> None:
+    world = Recorded(tmp_path, page_size=page_size)
+    world.scrapes(2)
+    for n in range(40):
+        world.modus.start_run(AGENT, lasts=1.0, raw=b'{"id": "broken %d"}' % n)
+    null = world.modus.start_run(AGENT, lasts=1.0, override={"agentName": None})
+    world.history(2, apart=1)
+    assert world.scrapes(5) == Counter(completed=3)
+    assert null.listed == "completed"
+    assert world.missed == {"malformed": 40}
+    assert world.scrapes(40, apart=3700) == Counter(completed=3)  # long after other ids are forgotten
+    assert world.missed == {"malformed": 40}
+    world.exporter.close()
+
+
+def test_c10_counts_that_are_no_numbers_touch_no_counting(tmp_path: Path) -> None:
+    world = Recorded(tmp_path)
+    world.modus.counts_fault = lambda counts: counts | {"completed": "12", "error": 3.0, "running": None}
+    world.scrapes(2)
+    world.history(5, apart=10)
+    assert world.scrapes(2) == Counter(completed=5)
+    assert world.agent.up
+    assert world.agent.counts is not None
+    assert world.agent.counts["error"] == 3
+    assert "completed" not in world.agent.counts
+    world.exporter.close()
+
+
+def test_c13_a_status_nobody_documented_counts_with_an_end_and_is_open_without(tmp_path: Path) -> None:
+    world = Recorded(tmp_path)
+    world.scrapes(2)
+    world.modus.start_run(AGENT, lasts=5.0, outcome="timed_out")
+    no_end = {"endedAt": ABSENT, "durationMs": ABSENT}
+    world.modus.start_run(AGENT, lasts=5.0, outcome="paused", override=no_end)
+    assert world.scrapes(3) == Counter(timed_out=1)
+    requests = []
+    for _ in range(120):
+        world.scrapes(1)
+        requests.append(len(world.asked))
+    assert sum(requests) < 1.6 * len(requests)
+    world.exporter.close()
+
+
+def test_c14_a_backlog_and_what_comes_new_both_progress(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=25, max_pages=6)
+    world.history(1500, apart=0.5)
+    for _ in range(30):
+        world.history(60, apart=0.5)
+        world.scrapes(1, apart=30)
+    assert world.scrapes(5) == Counter(completed=1500 + 30 * 60)
+    world.exporter.close()
+
+
+def test_c15_of_more_waiting_runs_than_a_scrape_can_list_the_oldest_is_true_or_unknown(
+    tmp_path: Path,
+) -> None:
+    world = Recorded(tmp_path, page_size=50, max_pages=4)
+    first = world.clock() - 90 * 3600
+    for n in range(500):
+        world.modus.start_run(AGENT, at=first + 600 * n, waits_from=0.0)
+    shown = []
+    for _ in range(12):
+        world.scrapes(1)
+        shown.append(world.agent.open_starts)
+    told = [starts for starts in shown if starts is not None]
+    assert told
+    assert {starts["awaiting_human"] for starts in told} == {first}
+    world.exporter.close()
+
+
+def test_a_run_without_times_is_not_counted_again_when_other_ids_are_forgotten(tmp_path: Path) -> None:
+    world = Recorded(tmp_path)
+    world.scrapes(2)
+    times = {"startedAt": ABSENT, "endedAt": ABSENT, "durationMs": ABSENT}
+    world.modus.start_run(AGENT, lasts=1.0, override=times)
+    assert world.scrapes(60, apart=3700) == Counter(completed=1)
+    world.exporter.close()
+
+
+def test_replicas_that_disagree_are_no_reason_to_count_anything_as_missed(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, replica_lags=(0.0, 110.0, 30.0))
+    for n in range(120):
+        world.modus.start_run(AGENT, lasts=5.0)
+        world.scrapes(1)
+        if n % 25 == 24:
+            world.restart()
+    assert world.scrapes(30) == Counter(completed=120)
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_runs_that_the_counts_name_and_the_list_never_shows_are_missed(tmp_path: Path) -> None:
+    world = Recorded(tmp_path)
+    world.history(5, apart=60)
+    world.scrapes(2)
+    world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 2}
+    world.scrapes(30)
+    assert world.missed == {"unreachable": 2}
+    world.exporter.close()
+
+
+def test_a_reading_cut_short_after_its_first_page_makes_nothing_missed(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=10)
+    world.scrapes(2)
+    world.history(15, apart=1)
+    world.modus.fault = lambda request: world.modus.error(500) if "pageToken" in request.query else None
+    world.scrapes(1)
+    world.modus.fault = None
+    assert world.scrapes(40) == Counter(completed=15)
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_a_late_run_that_a_comparison_found_is_counted_and_not_missed(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=10)
+    world.scrapes(2)
+    world.modus.start_run(AGENT, lasts=1.0, visible_from=world.clock() + 400)
+    world.history(20, apart=15)
+    world.scrapes(1, apart=1)
+    assert world.scrapes(60) == Counter(completed=21)
+    assert world.missed == {}
+    world.exporter.close()
+
+
+class Body:
+    """An answer's."""
+
+
+class Broken:
+    """Its answers are of no use."""
+
+    body: "weakref.ref[Body]"
+
+    def runs(self, agent_id: int, **_: object) -> None:
+        body = Body()
+        self.body = weakref.ref(body)
+        raise ApiError("bad_response", "no JSON")
+
+
+def test_an_error_that_is_kept_keeps_no_answer_in_memory() -> None:
+    api = Broken()
+    reader = AgentReader(api, settings(AGENT).limits)  # type: ignore[arg-type]
+    reading = reader.read(AGENT, Known(), Memory(), Deadline())
+    assert reading.error
+    assert api.body() is None

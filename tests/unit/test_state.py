@@ -8,11 +8,13 @@ import random
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from exporter.runs.ledger import Ledger
-from exporter.runs.store import LedgerError, read_state
+from exporter.runs.schema import LedgerError
+from exporter.runs.store import read_state
 from tests.simulation import START, Clock
 from tests.unit.test_ledger import AGENT, a_run, finished, ledger, record
 
@@ -51,6 +53,18 @@ def test_the_file_is_in_use_under_its_other_name_too(book: Ledger, path: str, cl
     with pytest.raises(LedgerError, match=r"link\.db: in use by another process"):
         ledger(str(other_name), clock)
     book.close()
+
+
+def test_what_is_no_regular_file_is_refused_and_stays_as_it_is(tmp_path: Path, clock: Clock) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o644)
+    pipe.chmod(0o644)
+    for path in (pipe, tmp_path):
+        before = path.stat().st_mode
+        with pytest.raises(LedgerError, match=r"not a regular file; check state\.path$"):
+            ledger(str(path), clock)
+        assert path.stat().st_mode == before
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_the_file_can_be_read_beside_its_writer(book: Ledger, path: str) -> None:
@@ -250,7 +264,6 @@ def test_a_failing_disk_loses_nothing_and_counts_nothing_twice(
     book: Ledger, path: str, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The database is locked by another writer: to SQLite a failure to write like any other."""
-    book._store._db.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
     other = sqlite3.connect(path)
     other.execute("BEGIN IMMEDIATE")
     with caplog.at_level(logging.INFO):
@@ -259,8 +272,7 @@ def test_a_failing_disk_loses_nothing_and_counts_nothing_twice(
             book.commit()
             assert not book.up
             if book._store._db:  # type: ignore[union-attr]
-                book._store._db.execute("PRAGMA busy_timeout = 0")  # type: ignore[union-attr]
-        assert finished(book) == 3
+                assert finished(book) == 3
         other.rollback()
         other.close()
         book.commit()
@@ -273,9 +285,15 @@ def test_a_failing_disk_loses_nothing_and_counts_nothing_twice(
     again.close()
 
 
-def test_the_commit_is_durable(book: Ledger) -> None:
-    database = book._store._db  # type: ignore[union-attr]
-    assert database is not None
-    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert database.execute("PRAGMA synchronous").fetchone() == (2,)
-    book.close()
+def test_a_commit_waits_for_the_disk(path: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    statements: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
+        database = connect(*args, **options)
+        database.set_trace_callback(statements.append)
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    ledger(path, clock).close()
+    assert {"PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"} <= set(statements)

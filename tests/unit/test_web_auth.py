@@ -181,7 +181,7 @@ def test_new_users_count_at_once_and_removed_ones_no_longer(write):
 def test_a_bad_new_file_keeps_the_old_one_in_force_and_is_logged_once(write, caplog):
     path = write(f"basic_auth_users: {{alice: '{HASH}'}}")
     with running(config=path) as site:
-        for breakage in ("basic_auth_users: {alice: plaintext}", None):
+        for breakage in ("basic_auth_users: {alice: plaintext}", " \n", None):
             caplog.clear()
             write(breakage) if breakage else path.unlink()
             assert [site.get("/").status for _ in range(3)] == [401] * 3
@@ -189,8 +189,33 @@ def test_a_bad_new_file_keeps_the_old_one_in_force_and_is_logged_once(write, cap
             [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
             assert record.fields["error"].startswith(f"{path}: ")
             assert "plaintext" not in str(record.fields)
-        write("")
+        write("basic_auth_users: {}")
         assert site.get("/").status == 200
+
+
+def test_who_guesses_the_password_of_a_known_name_holds_up_no_other_user(write, monkeypatch):
+    release, check = threading.Event(), bcrypt.checkpw
+
+    def slow(password, value):
+        return not release.wait(20) if password.startswith(b"wrong") else check(password, value)
+
+    monkeypatch.setattr(bcrypt, "checkpw", slow)
+    with (
+        running(config=write(f"basic_auth_users: {{alice: '{HASH}', bob: '{HASH}'}}")) as site,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(release.set)
+        flood = [stack.enter_context(site.connect()) for _ in range(60)]
+        for number, sock in enumerate(flood):
+            header = basic("alice", f"wrong{number}")
+            sock.sendall(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {header}\r\n\r\n".encode())
+        awaited(lambda: len(select.select(flood, [], [], 1)[0]) == 60 - logins.MAX_ALIKE)
+        sock = stack.enter_context(site.connect())
+        header = basic("bob", "secret")
+        sock.sendall(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {header}\r\n\r\n".encode())
+        assert select.select([sock], [], [], 0.2)[0] == []  # no 503: it waits for its turn
+        release.set()
+        assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_bad_file_is_logged_once_also_when_a_certificate_changes_with_it(ca, write, caplog):

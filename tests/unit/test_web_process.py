@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -15,16 +16,17 @@ from pathlib import Path
 import pytest
 
 from exporter.web import listeners, server
-from tests.webserver import awaited, exchange, slow_reader, was_dropped
+from tests.webserver import awaited, closed_by_peer, exchange, slow_reader, was_dropped
 
 # --- the end ---
 
 SCRIPT = """
 import logging, os, resource, sys, time
-size, gate, descriptors, systemd = (int(os.environ["SIZE"]), os.environ["GATE"],
-                                    int(os.environ["DESCRIPTORS"]), bool(os.environ.get("LISTEN_FDS")))
-if descriptors:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+size, gate, scarce, held = (int(os.environ["SIZE"]), os.environ["GATE"],
+                            int(os.environ["DESCRIPTORS"]), int(os.environ["HELD"]))
+if scarce:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (scarce, scarce))
+others = [open("/dev/null") for _ in range(held)]
 from exporter.web.pages import serve
 from exporter.web.webconfig import WebError
 class Lines(logging.Formatter):
@@ -34,9 +36,10 @@ handler = logging.StreamHandler(sys.stdout)
 handler.setFormatter(Lines())
 logging.basicConfig(level=logging.INFO, handlers=[handler])
 def scrape(timeout, openmetrics):
-    print("scraping", flush=True)
+    os.write(1, b"scraping\\n")  # whole lines, also from several threads at once
     time.sleep(min(timeout or 0, 60) if size else 0)
-    open("/dev/null").close()
+    for file in [open("/dev/null") for _ in range(scarce // 3)]:  # as connections to the API
+        file.close()
     return [b"#" + b"x" * 999 + b"\\n"] * (size or 9_000)
 def reload():
     print("reloading", flush=True)
@@ -44,7 +47,7 @@ def reload():
         open(gate).close()  # a FIFO: waits for its other end
     raise ValueError("config.yaml: no")
 try:
-    serve(sys.argv[1:], scrape=scrape, reload=reload, systemd_socket=systemd)
+    serve(sys.argv[1:], scrape=scrape, reload=reload, systemd_socket="LISTEN_FDS" in os.environ)
 except WebError as exc:
     sys.exit(f"{exc}")
 print("served", flush=True)
@@ -53,9 +56,9 @@ os._exit(0)  # as the command line does: nobody waits for a scrape that is still
 
 
 @contextlib.contextmanager
-def process(*addresses, size=20_000, gate="", descriptors=0, command=(), **options):
+def process(*addresses, size=20_000, gate="", descriptors=0, held=0, command=(), **options):
     """The server as a process of its own; its exposition has `size` kB, or 9,000 at once if `size` is 0."""
-    settings = {"SIZE": str(size), "GATE": str(gate), "DESCRIPTORS": str(descriptors)}
+    settings = {"SIZE": str(size), "GATE": str(gate), "DESCRIPTORS": str(descriptors), "HELD": str(held)}
     with subprocess.Popen(
         [*command, sys.executable, "-c", SCRIPT, *(addresses or ["127.0.0.1:0"])],
         stdout=subprocess.PIPE,
@@ -136,6 +139,7 @@ def test_an_address_in_use_ends_it_with_one_line():
     assert "Address already in use" in err
 
 
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 def test_as_process_1_a_signal_ends_it():
     with process(command=["unshare", "--pid", "--fork", "--kill-child"]) as outer:
@@ -204,7 +208,34 @@ def test_more_idle_clients_than_descriptors_do_not_keep_the_scraper_out():
         port = port_of(child)
         for _ in range(80):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        assert len(get(port, "/metrics")) > 9_000_000
+        assert len(get(port, "/metrics")) > 9_000_000  # which needs some descriptors, too
+
+
+def test_when_others_have_taken_the_descriptors_idle_clients_make_room_and_one_line_says_so():
+    with process(descriptors=64, held=46) as child, contextlib.ExitStack() as stack:
+        port = port_of(child)
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(40)]
+        assert get(port, "/-/healthy").startswith(b"HTTP/1.1 200 ")
+        assert not closed_by_peer(idle[-1], seconds=0.1)
+        child.send_signal(signal.SIGTERM)
+        out, _ = child.communicate(timeout=20)
+    assert out.count("cannot accept a connection {'error': 'OSError: [Errno 24] Too many open files'}\n") == 1
+
+
+def test_when_all_descriptors_serve_scrapes_the_next_client_is_refused_instead_of_left_hanging():
+    with process(descriptors=64, held=46) as child, contextlib.ExitStack() as stack:
+        port = port_of(child)
+        for number in range(1, 16):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            timeout = f"X-Prometheus-Scrape-Timeout-Seconds: {100 + number}"
+            sock.sendall(f"GET /metrics HTTP/1.1\r\nHost: x\r\n{timeout}\r\n\r\n".encode())
+            while sock not in select.select([child.stdout, sock], [], [], 10)[0]:
+                if child.stdout.readline() == "scraping\n":
+                    break
+            else:
+                break
+        assert closed_by_peer(sock)
+        assert number > 2
 
 
 class SlowReaders(threading.Thread):

@@ -234,7 +234,7 @@ def test_idle_clients_push_out_their_own_kind_before_others(monkeypatch):
 
 def test_an_answer_that_many_read_slowly_is_held_once(monkeypatch, held):
     """Those who share a scrape count as one: none of them has to give way."""
-    monkeypatch.setattr(places, "MAX_UNREAD", 2)
+    monkeypatch.setattr(places, "MAX_UNREAD", 3)
     monkeypatch.setattr(scrapes, "MAX_ALIKE", 1)
     scrape, entered, release = held
     with (
@@ -246,4 +246,38 @@ def test_an_answer_that_many_read_slowly_is_held_once(monkeypatch, held):
         release.set()
         assert all(sock.recv(100).startswith(b"HTTP/1.1 200 ") for sock in crowd)
         assert len(entered) == 2
+        assert site.get("/metrics").data.endswith(b"x")
         assert not any(map(was_dropped, crowd))
+
+
+def test_a_reader_has_his_time_before_he_gives_way_and_the_next_answer_waits_for_it(monkeypatch):
+    monkeypatch.setattr(places, "MAX_UNREAD", 1)
+    monkeypatch.setattr(places, "TAKING_SECONDS", 3600)
+    with running(scrape=long_pass) as site, contextlib.ExitStack() as stack:
+        first = stack.enter_context(slow_reader(site.port))
+        second = asks(site, stack, 100)
+        assert select.select([second], [], [], 0.5)[0] == []
+        assert not was_dropped(first)
+        first.close()
+        assert second.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_who_takes_his_answer_gives_way_after_those_who_do_not(monkeypatch):
+    monkeypatch.setattr(places, "MAX_UNREAD", 2)
+    over = threading.Event()
+
+    def take(sock):
+        while not over.wait(0.02):
+            sock.recv(20_000)
+
+    with running(scrape=long_pass) as site, contextlib.ExitStack() as stack:
+        taking = stack.enter_context(slow_reader(site.port))
+        reader = threading.Thread(target=take, args=[taking])
+        reader.start()
+        try:
+            slow = stack.enter_context(slow_reader(site.port))
+            stack.enter_context(slow_reader(site.port))
+            assert (was_dropped(taking), was_dropped(slow)) == (False, True)
+        finally:
+            over.set()
+            reader.join()

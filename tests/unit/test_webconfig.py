@@ -209,23 +209,6 @@ OURS_ONLY = [  # refused at the start; the toolkit refuses them later, or takes 
 ]
 
 
-@pytest.fixture
-def ca(tmp_path):
-    authority = Authority(tmp_path)
-    authority.issue("server")
-    return authority
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write_file(text):
-        path = tmp_path / "web.yml"
-        path.write_text(text)
-        return path
-
-    return write_file
-
-
 def promtool_accepts(path):
     if not PROMTOOL:
         pytest.skip("promtool is not installed")
@@ -483,6 +466,11 @@ def test_headers_of_the_file_replace_ours_and_blank_ones_are_left_out(write):
     assert (headers["x-frame-options"], headers["strict-transport-security"]) == ("sameorigin", "max-age=60")
     assert headers["x-xss-protection"] == "1"
     assert "content-security-policy" not in headers
+
+
+def test_spaces_around_a_header_are_left_out_as_in_go(write):
+    with running(config=write('http_server_config: {headers: {X-XSS-Protection: " 1 "}}')) as site:
+        assert site.get("/-/healthy").headers["x-xss-protection"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""What an agent's series show: the whole base first, new ones at 0, ends as the API says, gone when it is."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exporter.demo.simulator import SimulatedModus
+from exporter.modus.errors import ApiError
+from exporter.runs.store import StateFile, StoreError
+from tests.simulation import DAY, Clock, Exporter, finished, settings
+from tests.unit.test_ledger import AGENT, a_run, ledger, reading
+from tests.unit.test_reader import Recorded
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[Recorded]:
+    world = Recorded(tmp_path, page_size=100, max_pages=5)
+    yield world
+    world.exporter.close()
+
+
+def test_c2_the_first_sample_of_a_busy_agent_is_its_whole_base(world: Recorded) -> None:
+    for n in range(6000):
+        at = world.clock() - DAY + 60 + 14 * n
+        world.modus.start_run(AGENT, at=at, lasts=5.0, outcome="error" if n < 3000 else "completed")
+    samples = []
+    while not samples or samples[-1] is None:
+        world.scrapes(1)
+        samples.append(finished(world.agent) if world.agent.totals else None)
+        assert world.agent.backlog == (samples[-1] is None)
+        if len(samples) == 5:
+            world.restart()
+    assert len(samples) > 5
+    assert samples[-1] == {"error": 3000, "completed": 3000, "cancelled": 0}
+
+
+def test_c2_a_first_commit_that_is_late_shows_nothing_before_the_base(tmp_path: Path) -> None:
+    clock = Clock()
+    book = ledger(str(tmp_path / "state.db"), clock)
+    book.record(AGENT, reading(a_run("wf:1"), now=clock()))
+    assert book.shown(AGENT)[1] is None  # type: ignore[index]
+    book.commit()
+    totals = book.shown(AGENT)[1]  # type: ignore[index]
+    assert totals is not None
+    assert totals.finished["completed"]["schedule"] == 1
+    book.close()
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_c20_a_series_that_was_not_known_is_shown_at_0_once_and_then_rises(
+    world: Recorded, restart: bool
+) -> None:
+    world.scrapes(2)
+    for outcome, trigger in (("completed", "carrier pigeon"), ("timed_out", "api"), ("timed_out", "manual")):
+        world.modus.start_run(AGENT, lasts=1.0, outcome=outcome, trigger=trigger)
+    world.scrapes(1)
+    assert world.agent.totals is not None
+    born = world.agent.totals.finished
+    assert (born["completed"]["carrier pigeon"], born["timed_out"]["api"], born["timed_out"]["manual"]) == (
+        0,
+        0,
+        0,
+    )
+    if restart:
+        world.restart()
+        world.scrapes(1)
+    world.scrapes(1)
+    assert world.agent.totals is not None
+    risen = world.agent.totals.finished
+    assert (
+        risen["completed"]["carrier pigeon"],
+        risen["timed_out"]["api"],
+        risen["timed_out"]["manual"],
+    ) == (
+        1,
+        1,
+        1,
+    )
+
+
+def test_c20_a_series_whose_first_commit_came_after_the_answer_is_still_shown_at_0(tmp_path: Path) -> None:
+    clock = Clock()
+    book = ledger(str(tmp_path / "state.db"), clock)
+    book.record(AGENT, reading(now=clock()))
+    book.commit()
+    book.record(AGENT, reading(a_run("wf:1", trigger="carrier pigeon"), now=clock()))
+    assert "carrier pigeon" not in book.shown(AGENT)[1].finished["completed"]  # type: ignore[index, union-attr]
+    book.commit()  # too late for that answer
+    book.mark_shown()
+    book.commit()
+    assert book.shown(AGENT)[1].finished["completed"]["carrier pigeon"] == 0  # type: ignore[index, union-attr]
+    book.mark_shown()
+    book.commit()
+    assert book.shown(AGENT)[1].finished["completed"]["carrier pigeon"] == 1  # type: ignore[index, union-attr]
+    book.close()
+
+
+def test_c23_the_last_ends_are_as_the_api_says_also_by_an_answer_dated_back(world: Recorded) -> None:
+    world.scrapes(2)
+    success, failure = world.modus.start_run(AGENT), world.modus.start_run(AGENT)
+    world.clock.advance(600)
+    world.modus.end_run(failure, "error", at=world.clock() - 240)
+    world.modus.end_run(success)
+    world.modus.date_offset = -3600.0
+    for _ in range(2):
+        world.scrapes(1, apart=0)
+    world.modus.date_offset = 0.0
+    world.scrapes(30)
+    ends = world.agent.totals.last_end  # type: ignore[union-attr]
+    assert ends["completed"] - ends["error"] == 240
+    assert abs(world.clock() - ends["completed"] - 1800) <= 2
+
+
+def test_c16_agents_that_are_gone_leave_a_lookback_later(tmp_path: Path) -> None:
+    clock = Clock()
+    modus = SimulatedModus(fleet={}, clock=clock)
+    path = str(tmp_path / "state.db")
+    exporter = Exporter(modus, path, settings(lookback=3600.0))
+    kept = []
+    for day in range(15):
+        ids = range(100 * day, 100 * day + 20)
+        for agent_id in ids:
+            modus.add_agent(agent_id, "Any agent")
+            for _ in range(5):
+                modus.start_run(agent_id, lasts=1.0)
+        exporter.collector.reload(lambda: exporter.api, settings(*ids, lookback=3600.0))  # type: ignore[arg-type]
+        for _ in range(4):
+            clock.advance(DAY / 4)
+            exporter.scrape()
+        kept.append(len(exporter.ledger.agents()))
+    exporter.close()
+    assert max(kept) <= 40
+
+
+def test_an_agent_that_is_away_for_less_than_a_lookback_goes_on(world: Recorded) -> None:
+    world.history(3, apart=10)
+    world.scrapes(2)
+    world.modus.add_agent(8, "Another agent")
+    world.exporter.collector.reload(lambda: world.exporter.api, settings(8))  # type: ignore[arg-type]
+    for _ in range(10):
+        world.history(1, apart=3600)
+        world.exporter.scrape()
+    world.exporter.collector.reload(lambda: world.exporter.api, world.settings)  # type: ignore[arg-type]
+    assert world.scrapes(3) == Counter(completed=13)
+
+
+def test_an_api_clock_of_days_ahead_at_the_first_sight_costs_no_later_run(tmp_path: Path) -> None:
+    world = Recorded(tmp_path)
+    world.offset = 3 * DAY
+    world.scrapes(2)
+    world.offset = 0.0
+    world.scrapes(2)
+    for _ in range(20):
+        world.modus.start_run(AGENT, lasts=5.0)
+        world.scrapes(1)
+    assert world.scrapes(2) == Counter(completed=20)
+    world.exporter.close()
+
+
+def test_c11_pages_that_are_too_large_are_asked_for_in_smaller_pieces(world: Recorded) -> None:
+    world.scrapes(1)
+    world.history(100, apart=1)
+    ask = world.exporter.api.runs
+
+    def runs(agent_id: int, **query: object) -> object:
+        if int(str(query["page_size"])) > 30:
+            raise ApiError("bad_response", "more than 8 MiB", too_large=True)
+        return ask(agent_id, **query)  # type: ignore[arg-type]
+
+    world.exporter.api.runs = runs  # type: ignore[assignment, method-assign]
+    assert world.scrapes(3) == Counter(completed=100)
+    assert world.agent.up
+
+
+def test_a_commit_that_fails_is_written_whole_by_the_next(
+    world: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.history(3, apart=10)
+    world.scrapes(2)
+    write, failures = StateFile.write, iter([True])
+
+    def fails_once(self: StateFile, *args: object, **more: object) -> None:
+        write(self, *args, **more)  # type: ignore[arg-type]
+        if next(failures, False):
+            raise StoreError("nobody knows whether it was written")
+
+    monkeypatch.setattr(StateFile, "write", fails_once)
+    world.history(2, apart=10)
+    assert world.scrapes(1) == Counter(completed=5)
+    world.restart()
+    assert world.scrapes(2) == Counter(completed=5)

@@ -1,0 +1,76 @@
+"""One reading thread computes at a time; none waits for one that waits itself."""
+
+import threading
+
+import pytest
+
+from exporter import turn
+from exporter.turn import Turn
+
+HANG = 60.0  # seconds after which a test gives up
+
+
+def test_one_thread_computes_at_a_time() -> None:
+    it, inside, most = Turn(), 0, 0
+
+    def compute() -> None:
+        nonlocal inside, most
+        for _ in range(200):
+            with it:
+                inside += 1
+                most = max(most, inside)
+                threading.Event().wait(0)
+                inside -= 1
+
+    threads = [threading.Thread(target=compute) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+    assert most == 1
+
+
+def test_a_thread_that_waits_lets_others_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "PATIENCE", HANG)
+    it, arrived, release, computed = Turn(), threading.Event(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with it, it.waiting():
+            arrived.set()
+            release.wait(HANG)
+
+    def compute() -> None:
+        with it:
+            computed.set()
+
+    threads = [threading.Thread(target=wait), threading.Thread(target=compute)]
+    threads[0].start()
+    assert arrived.wait(HANG)
+    threads[1].start()
+    assert computed.wait(HANG / 2)
+    release.set()
+    for thread in threads:
+        thread.join(HANG)
+
+
+def test_a_thread_that_hangs_holds_nobody_up_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "PATIENCE", 0.01)
+    it, arrived, release, computed = Turn(), threading.Event(), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with it:
+            arrived.set()
+            release.wait(HANG)
+
+    def compute() -> None:
+        with it:
+            computed.set()
+
+    threads = [threading.Thread(target=hang), threading.Thread(target=compute)]
+    threads[0].start()
+    assert arrived.wait(HANG)
+    threads[1].start()
+    assert computed.wait(HANG)
+    release.set()
+    for thread in threads:
+        thread.join(HANG)
