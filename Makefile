@@ -7,8 +7,9 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' exporter/__init__.py)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-# as many processes as there are processors: tests that share a server stay together
-PYTEST := PATH="$$PATH:$$PWD/$(VENV)/servers/usr/bin" $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+# two processes for each processor, for many tests wait for a server; those that share one stay together
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
+PYTEST = PATH="$$PATH:$$PWD/$(VENV)/servers/usr/bin" $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 # What PYTHON is, or in one line why it will not do. Python 2 understands this too.
 LOOK := import os, sys; found = sys.version.split()[0]; \
 	sys.version_info < (3, 11) and sys.exit("it is Python " + found); \
@@ -45,8 +46,8 @@ $(VENV)/servers: | $(VENV)/interpreter
 test: $(VENV)/.dev $(VENV)/servers  ## everything the tests need, then the tests
 	@$(PYTEST)
 
-test-fast: $(VENV)/.dev  ## the tests that start no server
-	@$(PYTEST) -m "not servers"
+test-fast: $(VENV)/.dev  ## the unit and golden tests that start no server
+	@$(PYTEST) -m "not servers" tests/unit tests/golden
 
 bench: $(VENV)/.dev  ## what a scrape costs, into benchmarks/RESULTS.md; under ten minutes
 	$(BIN)/python -m benchmarks.run

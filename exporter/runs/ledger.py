@@ -159,11 +159,12 @@ class Ledger:
         return more
 
     def close(self) -> None:
-        """Commit what is not yet durable and let go of the file."""
+        """Commit what is not yet durable and let go of the file, which a later commit leaves alone."""
         self.commit()
-        if self._store:
-            with self._committing:
-                self._store.close()
+        with self._committing:
+            store, self._store = self._store, None
+        if store:
+            store.close()
 
     def _tell(self, *, up: bool, error: str = "") -> None:
         if up != self.up and self._store:

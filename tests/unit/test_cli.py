@@ -16,6 +16,7 @@ from exporter.demo.simulator import Request, SimulatedModus
 from tests.e2e.harness import Exporter, ended, exporter
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.servers
 
 
 def run(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -242,7 +243,6 @@ def test_a_name_that_the_terminals_encoding_does_not_have_is_escaped(
     assert "\\u6771\\u4eac" in done.stdout
 
 
-@pytest.mark.servers
 def test_the_demo_takes_its_state_with_it_when_it_ends(tmp_path: Path) -> None:
     with exporter(tmp_path, "--demo", env={"TMPDIR": str(tmp_path)}) as demo:
         (directory,) = tmp_path.glob("modus-exporter-demo-*")
@@ -252,7 +252,6 @@ def test_the_demo_takes_its_state_with_it_when_it_ends(tmp_path: Path) -> None:
     assert list(tmp_path.glob("modus-exporter-demo-*")) == []
 
 
-@pytest.mark.servers
 def test_the_demo_asks_no_proxy(tmp_path: Path) -> None:
     nowhere = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
     with exporter(tmp_path, "--demo", env=nowhere) as demo:
@@ -269,7 +268,6 @@ def test_a_demo_without_a_place_for_its_state_is_one_line(tmp_path: Path) -> Non
     ]
 
 
-@pytest.mark.servers
 def test_every_line_of_a_json_log_is_json_and_says_where_it_listens(tmp_path: Path) -> None:
     command = ["--demo", "--log.format", "json", "--web.listen-address", "127.0.0.1:0"]
     with ended(
@@ -287,7 +285,6 @@ def test_every_line_of_a_json_log_is_json_and_says_where_it_listens(tmp_path: Pa
     assert re.fullmatch(r"127\.0\.0\.1:\d+", next(line["address"] for line in lines if "address" in line))
 
 
-@pytest.mark.servers
 def test_a_second_exporter_on_one_state_file_or_address_is_refused_with_one_line(
     modus: SimulatedModus, tmp_path: Path
 ) -> None:
@@ -308,7 +305,6 @@ def test_a_second_exporter_on_one_state_file_or_address_is_refused_with_one_line
         assert [each for each in log if not each.startswith("time=")] == []
 
 
-@pytest.mark.servers
 @pytest.mark.parametrize("listed", ["agents: [101, 102]", "discovery: {enabled: true}"])
 @pytest.mark.parametrize("flag", ["--config.check", "--audit"])
 def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
@@ -334,7 +330,6 @@ def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
     release.set()
 
 
-@pytest.mark.servers
 def test_a_log_names_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
     modus.token = "modus_pat_secret"  # noqa: S105
     file = config(tmp_path, modus)

@@ -182,6 +182,7 @@ def test_a_process_that_dies_before_its_first_commit_leaves_the_old_file_as_it_w
     world.clock.advance(60)
     exporter = world.exporter()
     exporter.ledger._store.close()  # type: ignore[union-attr]
+    exporter.ledger._store = None
     assert read_state(world.path) == before
     with closing(world.exporter()) as again:
         assert +Counter(finished(again.scrape()[AGENT])) == Counter(completed=3, error=1)

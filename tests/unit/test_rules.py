@@ -186,23 +186,27 @@ def test_an_alert_is_shown_to_fire_just_not_to_fire_and_to_resolve(alert):
     assert shown
 
 
+@pytest.mark.servers
 def test_promtool_accepts_the_configuration_and_the_rules():
     checked = run(program("promtool"), "check", "config", PROMETHEUS / "prometheus.yml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert f"{len(RULES)} rules found" in checked.stdout
 
 
+@pytest.mark.servers
 def test_amtool_accepts_the_alertmanager_configuration():
     checked = run(program("amtool"), "check-config", PROMETHEUS / "alertmanager.yml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
 def test_the_rules_pass_their_promtool_tests(file):
     tested = run(program("promtool"), "test", "rules", file)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
+@pytest.mark.servers
 def test_a_low_objective_is_one_setting_and_can_still_burn(tmp_path):
     """Half the error budget times 14.4 or 6 is more than every run: without a bound it could never fire."""
     for name in ("render.py", "modus.template.yml"):

@@ -229,6 +229,18 @@ def test_a_file_deleted_under_us_is_written_again_whole(book: Ledger, path: str,
     book.close()
 
 
+def test_a_commit_after_the_end_leaves_the_file_to_who_has_it_now(
+    book: Ledger, path: str, clock: Clock
+) -> None:
+    book.close()
+    with closing(ledger(path, clock)) as later:
+        record(later, a_run("wf:2"))
+        later.commit()
+        record(book, a_run("wf:3"))
+        book.commit()
+        assert read_state(path).counted[AGENT].keys() == {"wf:1", "wf:2"}
+
+
 def test_a_file_replaced_by_garbage_while_we_run_ends_with_our_state_on_disk(
     book: Ledger, path: str, clock: Clock
 ) -> None:

@@ -18,6 +18,8 @@ import pytest
 from exporter.web import listeners, server
 from tests.webserver import awaited, closed_by_peer, exchange, slow_reader, was_dropped
 
+pytestmark = pytest.mark.servers
+
 # --- the end ---
 
 SCRIPT = """
