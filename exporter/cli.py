@@ -134,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _leave_at_once(number: int, frame: object) -> NoReturn:
     """Before the web server has its own handlers, also as process 1, which has none by itself."""
+    sys.unraisablehook = lambda _: None  # the exit cuts off what is half made, and whose end then complains
     sys.exit(0)
 
 

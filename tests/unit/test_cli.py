@@ -330,6 +330,25 @@ def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
     release.set()
 
 
+HALF_MADE = """
+import os, signal, sys
+from exporter import cli
+class Half:
+    def __del__(self):
+        raise AttributeError("not made whole")
+def in_the_middle(args, stack):
+    half = Half()
+    os.kill(os.getpid(), signal.SIGTERM)
+cli._run = in_the_middle
+cli.main([])
+"""
+
+
+def test_what_a_signal_leaves_half_made_does_not_complain() -> None:
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_log_names_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
     modus.token = "modus_pat_secret"  # noqa: S105
     file = config(tmp_path, modus)
