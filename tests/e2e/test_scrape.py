@@ -161,7 +161,9 @@ def test_a_scrape_that_eight_signals_interrupt_goes_on_and_the_newest_file_is_in
         scrape.start()
         assert entered.wait(HANG)
         for number in range(8):
-            file.write_text(good.replace("[1]", "[1, 2]" if number == 7 else "[1]"))
+            new = file.with_suffix(".new")
+            new.write_text(good.replace("[1]", "[1, 2]" if number == 7 else "[1]"))
+            new.replace(file)  # at once: a reload may be reading it
             running.popen.send_signal(signal.SIGHUP)
             requests.get(f"{running.url}/-/healthy", timeout=HANG).raise_for_status()  # it took the signal
         release.set()
