@@ -12,6 +12,7 @@ from exporter.metrics.collector import RunsCollector
 from exporter.modus.client import ModusClient
 from exporter.runs.store import StateFile
 from tests.e2e.harness import Process, Webhook
+from tests.e2e.scarce import Fsync
 from tests.simulation import ILL, WELL
 from tests.webfiles import Authority
 from tests.wire import Wire
@@ -66,6 +67,15 @@ def ca(tmp_path: Path) -> Authority:
     authority = Authority(tmp_path)
     authority.issue("server")
     return authority
+
+
+@pytest.fixture
+def fsync(tmp_path: Path) -> Fsync:
+    """A disk whose fsync does as it is told, in a program that is started with its `env`."""
+    fsync = Fsync.build(tmp_path)
+    if fsync is None:
+        pytest.skip("no C compiler to make fsync slow: apt-get install gcc")
+    return fsync
 
 
 @pytest.fixture

@@ -446,11 +446,8 @@ def test_sigterm_in_the_middle_of_a_scrape_ends_in_time_and_what_was_read_is_cou
 
 
 def test_sigterm_while_the_disk_hangs_ends_in_time_and_says_what_is_not_durable(
-    modus: SimulatedModus, tmp_path: Path
+    modus: SimulatedModus, tmp_path: Path, fsync: Fsync
 ) -> None:
-    fsync = Fsync.build(tmp_path)
-    if fsync is None:
-        pytest.skip("no C compiler to make fsync hang: apt-get install gcc")
     file = config(tmp_path, modus.url, WELL)
     running = Exporter(tmp_path, "--config.file", str(file), env=fsync.env)
     assert completed(running.scrape()) == 3

@@ -204,11 +204,8 @@ def test_an_agent_whose_answers_bear_an_odd_date_spoils_nothing(
 
 
 def test_a_disk_that_takes_longer_than_a_scrape_may_costs_no_scrape_its_timeout(
-    modus: SimulatedModus, tmp_path: Path
+    modus: SimulatedModus, tmp_path: Path, fsync: Fsync
 ) -> None:
-    fsync = Fsync.build(tmp_path)
-    if fsync is None:
-        pytest.skip("no C compiler to make fsync slow: apt-get install gcc")
     file = config(tmp_path, modus.url, WELL)
     with exporter(tmp_path, "--config.file", str(file), env=fsync.env) as running:
         assert completed(running.scrape(), WELL) == 3
