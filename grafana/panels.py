@@ -1,11 +1,9 @@
-"""Panels and variables of Grafana's classic dashboard schema, as plain dictionaries."""
+"""Panels of Grafana's classic dashboard schema, as plain dictionaries."""
 
 from typing import Any
 
-from queries import JOB
-
 Json = dict[str, Any]
-At = tuple[int, int, int, int]  # x, y, width, height on a grid 24 wide
+At = tuple[int, int, int, int]  # x, y, width, height on a grid 24 wide; y from the top of the block
 Head = tuple[int, str, str, At]  # id (for good), title, unit, place
 
 # Red: act now. Orange: soon. Green: fine. Blue and purple: neutral. Grey: nothing can be said.
@@ -194,98 +192,36 @@ def table(
     return result | {"transformations": [*merge, {"id": "organize", "options": organize}]}
 
 
-def collapsed_row(key: int, title: str, y: int, panels: list[Json]) -> Json:
-    """A heading that opens to show its panels."""
-    return {
+def collapsed_row(key: int, title: str, panels: list[Json]) -> list[Json]:
+    """A heading that opens to show its panels, as a block of `stacked`."""
+    row: Json = {
         "id": key,
         "type": "row",
         "title": title,
         "collapsed": True,
-        "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
-        "panels": panels,
+        "gridPos": {"x": 0, "y": 0, "w": 24, "h": 1},
     }
+    return [row | {"panels": _lowered(panels, 1)}]
 
 
-def _variable(
-    name: str, label: str, description: str, query: str, regex: str = "", all_value: str = ".+"
-) -> Json:
-    """A choice of several, All at first; with `all_value` empty one must be chosen, the first at first."""
-    return {
-        "type": "query",
-        "name": name,
-        "label": label,
-        "description": description,
-        "datasource": DATASOURCE,
-        "definition": query,
-        "query": {"query": query, "refId": name},
-        "regex": regex,
-        "refresh": 2,  # when the time range changes
-        "sort": 5,  # by text, ignoring case
-        "multi": True,
-        "includeAll": bool(all_value),
-        "allValue": all_value or None,
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]} if all_value else {},
-        "options": [],
-        "hide": 0,
-    }
+def stacked(*blocks: list[Json]) -> list[Json]:
+    """The panels of blocks that lie one below the other; the places in each count from its own top."""
+    placed: list[Json] = []
+    for block in blocks:
+        placed += _lowered(block, max((_bottom(each) for each in placed), default=0))
+    return placed
 
 
-def variables(all_agents: bool) -> list[Json]:
-    """Data source, then cluster, namespace and job, then agent: its value is the id, its text the name.
+def _bottom(panel: Json) -> int:
+    at = panel["gridPos"]
+    own: int = at["y"] + at["h"]
+    return max([own, *(_bottom(each) for each in panel.get("panels", []))])
 
-    Clusters and namespaces are those of a Prometheus that has such labels; `.*` also finds what has none.
-    """
-    datasource = {
-        "type": "datasource",
-        "name": "datasource",
-        "label": "Data source",
-        "description": "The Prometheus that scrapes modus-exporter",
-        "query": "prometheus",
-        "current": {},
-        "options": [],
-        "hide": 0,
-        "refresh": 1,
-        "regex": "",
-        "multi": False,
-        "includeAll": False,
-    }
-    cluster, namespace = 'cluster=~"$cluster"', 'namespace=~"$namespace"'
-    agents = f"query_result(max by (agent_id, agent_name) (modus_agent_info{{{JOB}}}))"
-    # Grafana writes a result as {agent_id="1",agent_name="A "name""} 1 1700000000000: quotes are not escaped.
-    id_and_name = r'/^\{agent_id="(?<value>[^"]*)",agent_name="(?<text>[\s\S]*)"\} [^"}]*$/'
+
+def _lowered(panels: list[Json], rows: int) -> list[Json]:
     return [
-        datasource,
-        _variable("cluster", "Cluster", "Clusters", "label_values(modus_up, cluster)", all_value=".*"),
-        _variable(
-            "namespace",
-            "Namespace",
-            "Namespaces of the clusters",
-            f"label_values(modus_up{{{cluster}}}, namespace)",
-            all_value=".*",
-        ),
-        _variable(
-            "job",
-            "Job",
-            "Scrape jobs of modus-exporter",
-            f"label_values(modus_up{{{cluster},{namespace}}}, job)",
-        ),
-        _variable("agent", "Agent", "Agents by name", agents, id_and_name, ".+" if all_agents else ""),
+        each
+        | {"gridPos": each["gridPos"] | {"y": each["gridPos"]["y"] + rows}}
+        | ({"panels": _lowered(each["panels"], rows)} if "panels" in each else {})
+        for each in panels
     ]
-
-
-def annotations() -> list[Json]:
-    """Firing alerts: those of the selected agents, and those about no agent at all."""
-    alerts = f'ALERTS{{alertstate="firing",alertname=~"Modus.+",{JOB},agent_id=~"$agent|"}}'
-    firing = {
-        "name": "Firing alerts",
-        "datasource": DATASOURCE,
-        "enable": True,
-        "hide": False,
-        "iconColor": RED,
-        "expr": f"max by (alertname, severity, agent_name) ({alerts})",
-        "step": "60s",
-        "titleFormat": "{{alertname}}",
-        "textFormat": "{{agent_name}}",
-        "tagKeys": "severity",
-    }
-    return [firing]

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import promql_parser
 
-NAMES = ("fleet", "agent", "exporter")
 FOLDER = Path(__file__).parent.parent / "grafana" / "dashboards"
+NAMES = sorted(file.stem for file in FOLDER.iterdir())
 ALL = ".+"  # the allValue of the variables
 
 
