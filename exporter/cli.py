@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, redirect_stdout, suppress
+from pathlib import Path
 from typing import NoReturn
 
 from exporter import __version__
@@ -24,6 +25,7 @@ from exporter.web.pages import serve
 from exporter.web.webconfig import WebConfigFile, WebError
 
 CONFIG_FILE = "config.yaml"
+_SAMPLE = Path(__file__).with_name("config.yaml")  # in the wheel; in a checkout it is where the user is
 GC_OBJECTS = 10_000  # new ones between two collections: else one of all agents stops each scrape for 0.1 s
 
 
@@ -38,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="modus-exporter",
         description="Prometheus exporter for Modus AI agents: every run counted exactly once.",
         allow_abbrev=False,
-        epilog="Each flag has an environment variable: MODUS_EXPORTER_WEB_LISTEN_ADDRESS and the like.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # a path stays in one piece
+        epilog="Each flag has an environment variable: MODUS_EXPORTER_WEB_LISTEN_ADDRESS and the like."
+        + (f"\nA configuration with every key: {_SAMPLE}" if _SAMPLE.exists() else ""),
     )
     add = parser.add_argument
     add(
