@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ from exporter.config import (
     TokenError,
     token_source,
 )
+from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.log import fields
 from exporter.metrics.collector import RunsCollector, Settings
@@ -94,8 +96,11 @@ class App:
 
     def close(self) -> None:
         """Cut a scrape short, make durable what was counted, and let go of file and connections."""
+        deadline = Deadline(LAST_COMMIT)
         if self.collector.close(LAST_COMMIT):
-            self._ledger.close()
+            closing = threading.Thread(target=self._ledger.close, daemon=True)  # the disk holds that up too
+            closing.start()
+            closing.join(deadline.left())
         else:
             log.error("the disk does not answer: what was counted last is not durable")
         self._client.close()

@@ -463,6 +463,23 @@ def test_sigterm_while_the_disk_hangs_ends_in_time_and_says_what_is_not_durable(
         assert completed(running.scrape()) == 4
 
 
+def test_sigterm_while_the_disk_is_slow_ends_in_time_with_all_of_it_durable(
+    modus: SimulatedModus, tmp_path: Path, fsync: Fsync
+) -> None:
+    file = config(tmp_path, modus.url, WELL)
+    running = Exporter(tmp_path, "--config.file", str(file), env=fsync.env)
+    assert completed(running.scrape()) == 3
+    modus.start_run(WELL, lasts=0.0)
+    fsync.slow(2.8)  # the commit is in time, what follows it may not be
+    assert completed(running.scrape()) == 4
+    began = time.monotonic()
+    assert running.stop(signal.SIGTERM, within=WITHIN * 3) == 0
+    assert time.monotonic() - began < WITHIN
+    assert not lines(running, "the disk does not answer")
+    with exporter(tmp_path, "--config.file", str(file)) as running:
+        assert completed(running.scrape()) == 4
+
+
 def test_a_sighup_before_the_server_is_up_does_not_end_the_exporter(
     modus: SimulatedModus, tmp_path: Path
 ) -> None:
