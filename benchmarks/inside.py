@@ -1,12 +1,12 @@
 """The parts of one scrape, each by its CPU, and what many of them leave in memory; JSON on standard output.
 
-    python -m benchmarks.inside AGENTS SCRAPES
+    python -m benchmarks.inside AGENTS [SCRAPES]
 
-All of the exporter but its web server, in this process, over HTTP to a static upstream without
-latency. `render`, `commit` and `count` are shares of the CPU of a scrape; `commit` with every agent's account
-changed, as at its worst, `steady` as it is when nothing happened. `registry` is what it costs to go through a
-registry made for one request, with the library's two collectors in it, in seconds; `library` what the
-library's own text of a snapshot costs, and `own` what ours does, in seconds per agent.
+All of the exporter but its web server, in this process, over HTTP to an upstream without latency. Without
+SCRAPES the shares of the CPU: `steady` is the ledger's commit when a tenth of the agents had a run that
+ended, `commit` the same with every agent's account changed, as at its worst; `own` and `library` are what our
+text of an agent costs, and the library's, in seconds. With SCRAPES the memory after so many, in which no run
+ends.
 """
 
 import json
@@ -17,11 +17,13 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
@@ -29,14 +31,14 @@ from prometheus_client.registry import Collector
 from benchmarks.processes import api
 from exporter.config import Config
 from exporter.metrics.collector import RunsCollector, Settings
-from exporter.metrics.exposition import describe, families, write
+from exporter.metrics.exposition import families, write
 from exporter.metrics.table import Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection, Target
-from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 
+SHARED = 4  # scrapes for the shares, of which half change every account
 SETTLED = 50  # scrapes after which memory is taken for the first time
 LIBRARY_AGENTS = 200  # whose text the library writes: it is slow
 
@@ -53,12 +55,10 @@ class Parts:
         self.spent: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def timed(
-        self, name: str, work: Callable[..., object], clock: Callable[[], float] = time.thread_time
-    ) -> Callable[..., object]:
-        """The same function, the CPU of its thread (or what `clock` tells) added to `name`."""
+    def timed(self, name: str, work: Callable[..., Any], clock: Callable[[], float]) -> Callable[..., Any]:
+        """The same function, what `clock` tells added to `name`."""
 
-        def measured(*args: object, **kwargs: object) -> object:
+        def measured(*args: object, **kwargs: object) -> Any:
             begin = clock()
             try:
                 return work(*args, **kwargs)
@@ -69,35 +69,25 @@ class Parts:
         return measured
 
 
-def render(collector: RunsCollector) -> int:
-    """One scrape as the web server does it: the bytes of the compressed exposition."""
-    snapshot = collector.scrape(120.0)
-    return shown(snapshot)
-
-
 def shown(snapshot: Snapshot) -> int:
-    """Text and compression."""
+    """Text and compression: the bytes of the compressed exposition."""
     packer = zlib.compressobj(level=1, wbits=31)
     pieces = write(families(snapshot), True)
     return sum(len(packer.compress(piece)) for piece in pieces) + len(packer.flush())
 
 
 class Shown(Collector):
-    """A collector of one snapshot."""
+    """A registry of one snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
-    def describe(self) -> Iterable[Metric]:
-        """The families without samples, as RunsCollector has them."""
-        return describe()
-
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> Iterator[Metric]:
         """The families."""
         return families(self._snapshot)
 
 
-def cpu_of(work: Callable[[], object], times: int = 7) -> float:
+def cpu_of(work: Callable[[], object], times: int) -> float:
     """CPU seconds of `work()`, the median."""
     spent = []
     for _ in range(times):
@@ -108,33 +98,27 @@ def cpu_of(work: Callable[[], object], times: int = 7) -> float:
 
 
 def text_costs(snapshot: Snapshot) -> dict[str, float]:
-    """What a registry, the library's text and ours cost."""
+    """What the library's text and ours cost."""
     few = replace(snapshot, agents=snapshot.agents[:LIBRARY_AGENTS])
-    others = ProcessCollector(registry=None), PlatformCollector(registry=None)
-
-    def fresh() -> CollectorRegistry:
-        registry = CollectorRegistry()
-        for collector in (Shown(few), *others):
-            registry.register(collector)
-        return registry
-
-    own = cpu_of(lambda: list(write(families(few), True)))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Shown(few))
     return {
-        "own": own / len(few.agents),
-        "library": cpu_of(lambda: generate_latest(fresh()), 3) / len(few.agents),
-        "registry": cpu_of(lambda: list(write(fresh().collect(), True))) - own,
+        "own": cpu_of(lambda: list(write(families(few), True)), 7) / len(few.agents),
+        "library": cpu_of(lambda: generate_latest(registry), 3) / len(few.agents),
     }
 
 
-def measure(agents: int, scrapes: int) -> dict[str, float]:
-    """Shares of the CPU, and memory after 50 scrapes and after all."""
+@contextmanager
+def running(agents: int, *, still: bool) -> Iterator[tuple[Ledger, RunsCollector]]:
+    """An exporter that has made its first two scrapes."""
     config = Config()
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        api(0.0, None, False) as upstream,
-    ):
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        upstream = stack.enter_context(api(0.0, None, True, still=still))
         client = ModusClient(upstream.url, lambda: "bench", concurrency=config.modus.concurrency)
+        stack.callback(client.close)
         ledger = Ledger(f"{directory}/state.db", config.histogram.buckets, lookback=config.runs.lookback)
+        stack.callback(ledger.close)
         settings = Settings(
             selection=Selection([Target(n) for n in range(1, agents + 1)]),
             limits=Limits(config.runs.page_size, config.runs.max_pages, config.runs.lookback),
@@ -142,46 +126,47 @@ def measure(agents: int, scrapes: int) -> dict[str, float]:
             timeout_offset=0.5,
             default_timeout=120.0,
             min_interval=0.0,
-            request_bounds=REQUEST_BUCKETS,
         )
         collector = RunsCollector(client, ledger, settings, reload_state=lambda: (True, 0.0))
+        stack.callback(collector.close)
         for _ in range(2):
-            render(collector)
-        early = 0.0
-        parts = Parts()
-        commit_piece = ledger.commit_piece
-        ledger.record = parts.timed("count", ledger.record)  # type: ignore[method-assign,assignment]
+            shown(collector.scrape(120.0))
+        yield ledger, collector
+
+
+def shares(agents: int) -> dict[str, float]:
+    """Shares of the CPU of a scrape."""
+    parts = Parts()
+    with running(agents, still=False) as (ledger, collector):
         scrape = parts.timed("scrape", collector.scrape, time.process_time)
-        text = parts.timed("render", shown)
-        for n in range(scrapes):
-            half = n >= scrapes // 2  # from here on every account is written anew
-            if half and scrapes < SETTLED:
+        text = parts.timed("render", shown, time.thread_time)
+        commit_piece = ledger.commit_piece
+        ledger.record = parts.timed("count", ledger.record, time.thread_time)  # type: ignore[method-assign]
+        for n in range(SHARED):
+            if worst := n >= SHARED // 2:
                 for account in ledger._accounts.values():
                     account.changed = True
-            part = parts.timed("worst" if half else "steady", commit_piece)
-            ledger.commit_piece = part  # type: ignore[method-assign,assignment]
+            timed = parts.timed("commit" if worst else "steady", commit_piece, time.thread_time)
+            ledger.commit_piece = timed  # type: ignore[method-assign]
             text(scrape(120.0))
-            if n + 1 == SETTLED:
-                early = resident_mib()
-        late = resident_mib()
         costs = text_costs(collector.scrape(120.0))
-        collector.close()
-        ledger.close()
-        client.close()
     spent = parts.spent
     whole = spent["scrape"] + spent["render"]
-    steady, worst = spent["steady"] / (scrapes // 2), spent["worst"] / (scrapes - scrapes // 2)
-    return {
-        "render": spent["render"] / whole,
-        "count": spent["count"] / whole,
-        "commit": worst / (whole / scrapes),
-        "steady": steady / (whole / scrapes),
-        "early": early,
-        "late": late,
-        "growth": late / early if early else 0.0,
-        **costs,
-    }
+    of_half = {name: 2 * spent[name] / whole for name in ("commit", "steady")}
+    return {name: spent[name] / whole for name in ("render", "count")} | of_half | costs
+
+
+def memory(agents: int, scrapes: int) -> dict[str, float]:
+    """MiB after 50 scrapes and after all."""
+    early = 0.0
+    with running(agents, still=True) as (_, collector):
+        for n in range(scrapes):
+            shown(collector.scrape(120.0))
+            if n + 1 == SETTLED:
+                early = resident_mib()
+        return {"early": early, "late": resident_mib(), "growth": resident_mib() / early}
 
 
 if __name__ == "__main__":
-    json.dump(measure(int(sys.argv[1]), int(sys.argv[2])), sys.stdout)
+    given = [int(each) for each in sys.argv[1:]]
+    json.dump(memory(*given) if len(given) > 1 else shares(*given), sys.stdout)

@@ -4,11 +4,13 @@ import contextlib
 import datetime
 import gzip
 import http.client
+import io
 import ipaddress
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 ROOT = Path(__file__).parents[1]
+RELEASE = "84553600ab6d"  # the last state that called itself 0.1.0
+Tls = tuple[str, str, str]  # paths of a CA bundle, of a certificate and of its key
 PROMETHEUS = {
     "Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
     "Accept-Encoding": "gzip",
@@ -39,9 +43,8 @@ def peak_mib(pid: int) -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # type: ignore[index]
 
 
-def certificate(directory: Path) -> tuple[str, str, str]:
-    """Paths of a CA bundle (certifi's and one more), and of a certificate for 127.0.0.1 and its key."""
-
+def certificate(directory: Path) -> Tls:
+    """A certificate for 127.0.0.1; the bundle has certifi's and this one."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -69,11 +72,12 @@ class Api:
     """The upstream of one scenario, in its own process."""
 
     def __init__(
-        self, latency: float, tls: tuple[str, str, str] | None, zipped: bool, runs_a_day: int = 144
+        self, latency: float, tls: Tls | None, zipped: bool, runs_a_day: int = 144, still: bool = False
     ) -> None:
         command = [sys.executable, "-m", "benchmarks.upstream", "--latency", str(latency)]
         command += ["--runs-a-day", str(runs_a_day)]
         command += ["--gzip"] if zipped else []
+        command += ["--still"] if still else []
         command += ["--tls", *tls[1:]] if tls else []
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -86,7 +90,6 @@ class Api:
 
     def served(self) -> tuple[int, int]:
         """Requests and bytes so far."""
-
         answer = requests.get(f"{self.url}/stats", timeout=60, verify=self._cafile or True)
         asked, sent = answer.json()
         return asked, sent
@@ -100,20 +103,31 @@ class Api:
 
 @contextlib.contextmanager
 def api(
-    latency: float, tls: tuple[str, str, str] | None, zipped: bool, runs_a_day: int = 144
+    latency: float, tls: Tls | None, zipped: bool, runs_a_day: int = 144, still: bool = False
 ) -> Iterator[Api]:
     """An upstream for the block."""
-    upstream = Api(latency, tls, zipped, runs_a_day)
+    upstream = Api(latency, tls, zipped, runs_a_day, still)
     try:
         yield upstream
     finally:
         upstream.close()
 
 
-class Exporter:
-    """`python -m exporter` for these agents."""
+def release(directory: Path) -> Path:
+    """The source of 0.1.0, taken from the repository's history, and so only in a clone of it."""
+    command = ["git", "archive", RELEASE, "exporter"]
+    source = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(source)) as archive:
+        archive.extractall(directory)  # noqa: S202 - it is our own
+    return directory
 
-    def __init__(self, url: str, agents: int, concurrency: int, directory: Path, cafile: str | None) -> None:
+
+class Exporter:
+    """`python -m exporter` for these agents; `root` has its source."""
+
+    def __init__(
+        self, url: str, agents: int, concurrency: int, directory: Path, cafile: str | None, root: Path
+    ) -> None:
         config = directory / "config.yaml"
         config.write_text(
             f"modus: {{base_url: '{url}', token: bench, concurrency: {concurrency}}}\n"
@@ -123,7 +137,7 @@ class Exporter:
         environment = os.environ | ({"REQUESTS_CA_BUNDLE": cafile} if cafile else {})
         self._process = subprocess.Popen(
             [sys.executable, "-m", "exporter", "--config.file", config, "--web.listen-address=127.0.0.1:0"],
-            stdout=self._log, stderr=self._log, cwd=ROOT, env=environment,
+            stdout=self._log, stderr=self._log, cwd=root, env=environment,
         )  # fmt: skip
         self.pid = self._process.pid
         while not (found := re.search(r"msg=listening address=127.0.0.1:(\d+)", self.said())):
@@ -156,10 +170,12 @@ class Exporter:
 
 
 @contextlib.contextmanager
-def started(url: str, agents: int, concurrency: int, cafile: str | None) -> Iterator[Exporter]:
+def started(
+    url: str, agents: int, concurrency: int, cafile: str | None, root: Path = ROOT
+) -> Iterator[Exporter]:
     """An exporter that has not made a scrape yet."""
     with tempfile.TemporaryDirectory() as directory:
-        running = Exporter(url, agents, concurrency, Path(directory), cafile)
+        running = Exporter(url, agents, concurrency, Path(directory), cafile, root)
         try:
             yield running
         finally:
@@ -167,9 +183,11 @@ def started(url: str, agents: int, concurrency: int, cafile: str | None) -> Iter
 
 
 @contextlib.contextmanager
-def exporter(url: str, agents: int, concurrency: int, cafile: str | None) -> Iterator[Exporter]:
+def exporter(
+    url: str, agents: int, concurrency: int, cafile: str | None, root: Path = ROOT
+) -> Iterator[Exporter]:
     """An exporter that has made its first scrape, which reads the lookback, and the one behind it."""
-    with started(url, agents, concurrency, cafile) as running:
+    with started(url, agents, concurrency, cafile, root) as running:
         running.scrape()
         shown = running.scrape()  # the page size has settled now
         if b"\nmodus_exporter_scrape_complete 1.0\n" not in gzip.decompress(shown):
