@@ -30,8 +30,9 @@ from prometheus_client.registry import Collector
 
 from benchmarks.processes import api
 from exporter.config import Config
-from exporter.metrics.collector import RunsCollector, Settings
+from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import families, write
+from exporter.metrics.settings import Settings
 from exporter.metrics.table import Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection, Target

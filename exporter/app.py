@@ -25,8 +25,9 @@ from exporter.config import (
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.log import fields
-from exporter.metrics.collector import RunsCollector, Settings
+from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import write
+from exporter.metrics.settings import Settings
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection, Target
 from exporter.modus.errors import ApiError

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from exporter.demo.simulator import SimulatedModus
-from exporter.metrics.collector import RunsCollector, Settings
+from exporter.metrics.collector import RunsCollector
+from exporter.metrics.settings import Settings
 from exporter.metrics.table import AgentSnapshot
 from exporter.modus import decode
 from exporter.modus.apiclock import ApiClock
@@ -64,9 +65,17 @@ class DirectApi:
         query = {"temporalRunId": temporal_run_id} if temporal_run_id else {}
         return decode.one_run(self._get(f"/api/v1/agents/{agent_id}/runs/{workflow_id}", query, agent_id))
 
-    def agents(self, *, deadline: object, page_token: str | None = None) -> AgentsPage:
+    def agents(
+        self,
+        *,
+        deadline: object,
+        page_token: str | None = None,
+        page_size: int = 100,
+        with_variation: bool = False,
+    ) -> AgentsPage:
         query = {"pageToken": page_token} if page_token else {}
-        return decode.agents_page(self._get("/api/v1/agents", query), 100)
+        query |= {"includeVariation": "true", "view": "active"} if with_variation else {}
+        return decode.agents_page(self._get("/api/v1/agents", query), page_size)
 
     def stats(self) -> Any:
         return SimpleNamespace(requests={}, durations={})

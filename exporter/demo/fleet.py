@@ -4,6 +4,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from exporter.demo.index import DAY, INF, SimulatedRun, stable_uuid
 
@@ -50,9 +51,27 @@ FLEET = {
 # fmt: on
 
 
+def trigger_of(profile: AgentProfile) -> dict[str, Any]:
+    """What starts the agent, as the list of agents shows it; a schedule keeps to the clock of its zone."""
+    if "schedule" not in profile.triggers:
+        return {"trigger_type": profile.triggers[0]}
+    if profile.every == HOUR:
+        schedule: dict[str, Any] = {
+            "frequency": "hourly",
+            "time_of_day": "00:00",
+            "timezone": "Europe/Zurich",
+        }
+    else:
+        cron = f"*/{profile.every / MINUTE:.0f} * * * *"
+        schedule = {"frequency": "custom", "timezone": "UTC", "cron_expressions": [cron]}
+    return {"trigger_type": "schedule", "schedule": schedule}
+
+
 def runs_of(agent_id: int, profile: AgentProfile, born: float, seed: int) -> Iterator[SimulatedRun]:
     """The runs of a demo agent from a day before `born` on, by start, one in each slot of `every`."""
     rng = random.Random(f"{seed}/{agent_id}")  # noqa: S311 - repeatable on purpose
+    scheduled = "schedule" in profile.triggers
+    ahead = -born % profile.every if scheduled else 0.0  # a schedule keeps to the clock
 
     def run(start: float, lasts: float, outcome: str = "completed", retry_of: str = "") -> SimulatedRun:
         start, end = round(start, 3), round(start + lasts, 3)
@@ -64,10 +83,10 @@ def runs_of(agent_id: int, profile: AgentProfile, born: float, seed: int) -> Ite
     if profile.open_since is not None:
         yield run(born + profile.open_since, INF)
     for slot in itertools.count():
-        due = slot * profile.every - DAY
+        due = slot * profile.every - DAY + ahead
         if due > profile.last_start:
             return
-        start = born + due + rng.random() * (2 if "schedule" in profile.triggers else profile.every)
+        start = born + due + rng.random() * (2 if scheduled else profile.every)
         draw, lasts = rng.random(), min(rng.triangular(*profile.lasts) + profile.slower * due, HOUR)
         failed = due >= profile.fails_from or draw < profile.errors
         cancelled = draw < profile.errors + profile.cancelled

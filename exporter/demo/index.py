@@ -81,6 +81,8 @@ class SimulatedAgent:
     deployed: float  # a draft until then
     deleted_at: float = INF
     enabled: bool = True  # whether its schedule is on
+    trigger: dict[str, Any] | None = None  # what starts it, as `variation` shows it
+    updated: float | None = None  # when a person changed it last; None: at its creation
     override: dict[str, object] = field(default_factory=dict)  # keys of its JSON to change or leave out
     raw: bytes | None = None  # sent in place of its JSON
     life: Iterator[SimulatedRun] = field(default_factory=lambda: iter(()))  # runs to come, by start

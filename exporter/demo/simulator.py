@@ -5,23 +5,20 @@ with the parser. Paths, parameters, answers and errors are those of Modus's API 
 description; `SimulatedModus` says what is decided where these are silent.
 """
 
-import base64
 import itertools
-import json
 import re
 import threading
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from exporter.demo.fleet import FLEET, HOUR, AgentProfile, runs_of
+from exporter.demo.fleet import FLEET, HOUR, AgentProfile, runs_of, trigger_of
 from exporter.demo.index import ALL, DAY, INF, Order, SimulatedAgent, SimulatedRun, stable_uuid
+from exporter.demo.paging import Item, Refusal, Tokens, page_of
 from exporter.demo.server import Answer, Server
 from exporter.demo.wire import agent_json, encode, error_json, run_json, single_run_json, without_absent
 
@@ -30,7 +27,6 @@ __all__ = ["Answer", "Request", "SimulatedModus", "SimulatedRun"]
 TIMEFRAMES = {"last_hour": HOUR, "last_day": DAY, "last_week": 7 * DAY, "last_month": 30 * DAY}
 SCOPES = ("agents:read", "agents:invoke", "workflows:read", "workflows:invoke")
 _ROUTE = re.compile(r"/api/v1/(agents|workflows)(?:/([^/]+)/runs(?:/([^/]+))?)?")
-_Item = TypeVar("_Item", bound=tuple[Any, ...])
 
 
 class Request(NamedTuple):
@@ -42,12 +38,6 @@ class Request(NamedTuple):
     path: str
     query: dict[str, str]
     headers: dict[str, str]  # names in lower case
-
-
-class _Refusal(Exception):  # noqa: N818 - not a fault of the program: an answer other than 200
-    def __init__(self, status: int, message: str, info: object = None) -> None:
-        super().__init__(message)
-        self.status, self.info = status, info
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -90,6 +80,7 @@ class SimulatedModus:
         self._server: Server | None = None
         for agent_id, profile in self.fleet.items():
             agent = self.add_agent(agent_id, profile.name, profile.type, self.born + profile.deployed)
+            agent.trigger = trigger_of(profile)
             agent.life = runs_of(agent_id, profile, self.born, self.seed)
             agent.upcoming = next(agent.life, None)
 
@@ -170,7 +161,7 @@ class SimulatedModus:
         try:
             with self._lock:
                 answer = self._json(200, self._respond(request, resource, unquote(run or "")))
-        except _Refusal as refusal:
+        except Refusal as refusal:
             answer = self.error(refusal.status, str(refusal), refusal.info)
         ahead = self.date_offset(request) if callable(self.date_offset) else self.date_offset
         answer.headers["Date"] = formatdate(self.clock() + ahead, usegmt=True)
@@ -188,19 +179,19 @@ class SimulatedModus:
     def _respond(self, request: Request, resource: str | None, workflow_id: str) -> dict[str, Any] | bytes:
         operation, query = request.operation, request.query
         if request.method != "GET" or resource not in self.resources:
-            raise _Refusal(404, f"Cannot {request.method} {request.path}")
+            raise Refusal(404, f"Cannot {request.method} {request.path}")
         if request.headers.get("authorization") != f"Bearer {self.token}":
-            raise _Refusal(401, "Missing or invalid access token.")
+            raise Refusal(401, "Missing or invalid access token.")
         scope = f"{resource}:{'read' if operation == 'list_agents' else 'invoke'}"
         if scope not in self.scopes:
-            raise _Refusal(403, f"Missing required scope(s): {scope}.", {"missing": [scope]})
+            raise Refusal(403, f"Missing required scope(s): {scope}.", {"missing": [scope]})
         if operation == "list_agents":
             return self._list_agents(query)
         if request.agent_id is None:
-            raise _Refusal(400, "Invalid value for path parameter `id`.")
+            raise Refusal(400, "Invalid value for path parameter `id`.")
         _require(self.single_run if operation == "get_run" else True, f"Cannot GET {request.path}")
         if request.agent_id not in self.agents:
-            raise _Refusal(404, "Resource not found.")
+            raise Refusal(404, "Resource not found.")
         agent = self._advanced(request.agent_id)
         return _get_run(agent, workflow_id, query) if workflow_id else self._list_runs(agent, query)
 
@@ -209,7 +200,8 @@ class SimulatedModus:
         found = [a for a in self.agents.values() if kind in ("", a.type) and search in a.name.lower()]
         page, token = self._page(sorted(((-a.id,), a) for a in found), query)  # pages are read from the end
         now = self.clock()
-        agents = [agent_json(agent, now, self.born, self.seed) for _, agent in page]
+        wanted = query.get("includeVariation") == "true"
+        agents = [agent_json(agent, now, self.born, self.seed, with_variation=wanted) for _, agent in page]
         return {"agents": agents, "nextPageToken": token}
 
     def _list_runs(self, agent: SimulatedAgent, query: dict[str, str]) -> dict[str, Any]:
@@ -232,27 +224,9 @@ class SimulatedModus:
         body = {"runs": [run_json(run, agent, status) for _, status, run in page]}
         return without_absent(body | {"counts": self.counts_fault(counts), "nextPageToken": token})
 
-    def _page(self, items: list[_Item], query: dict[str, str]) -> tuple[list[_Item], str | None]:
-        """One page of items that begin with their place, read from their end; the token of the next."""
-        wanted, end = query.get("pageSize", "25"), len(items)
-        if not wanted.isdecimal() or int(wanted) < 1:
-            raise _Refusal(400, "Invalid value for query parameter `pageSize`.")
-        if token := query.get("pageToken"):
-            end = self._end_of_page(items, token)
-        begin = max(0, end - min(int(wanted), 100))
-        if begin == 0:
-            return items[:end][::-1], None
-        place = len(items) - begin if self.page_tokens == "offset" else items[begin][0]
-        token = json.dumps([place, round(self.clock(), 3), self._tokens_forgotten])
-        return items[begin:end][::-1], base64.b64encode(token.encode()).decode()
-
-    def _end_of_page(self, items: list[_Item], token: str) -> int:
-        with suppress(ValueError, TypeError):
-            place, made_at, forgotten = json.loads(base64.b64decode(token, validate=True))
-            if forgotten == self._tokens_forgotten and self.clock() - made_at < self.token_life:
-                by_offset = self.page_tokens == "offset"
-                return max(0, len(items) - int(place)) if by_offset else bisect_left(items, (tuple(place),))
-        raise _Refusal(self.token_refusal, "Invalid value for query parameter `pageToken`.")
+    def _page(self, items: list[Item], query: dict[str, str]) -> tuple[list[Item], str | None]:
+        tokens = Tokens(self.page_tokens, self.token_life, self.token_refusal, self._tokens_forgotten)
+        return page_of(items, query, tokens, self.clock())
 
     # How it is served
 
@@ -278,13 +252,13 @@ class SimulatedModus:
 
 def _require(works: bool | int, message: str) -> None:
     if works is not True:
-        raise _Refusal(works or 404, message)
+        raise Refusal(works or 404, message)
 
 
 def _choice(query: dict[str, str], name: str, known: tuple[str, ...], default: str) -> str:
     value = query.get(name) or default
     if value not in (*known, default):
-        raise _Refusal(400, f"Invalid value for query parameter `{name}`.")
+        raise Refusal(400, f"Invalid value for query parameter `{name}`.")
     return value
 
 
@@ -295,5 +269,5 @@ def _get_run(agent: SimulatedAgent, workflow_id: str, query: dict[str, str]) -> 
         runs = [listed.run for listed in agent.lists[ALL] if listed.run.workflow_id == workflow_id]
         run = max(runs, key=lambda run: run.start, default=None)
     if run is None or run.listed is None:
-        raise _Refusal(404, "Resource not found.")
+        raise Refusal(404, "Resource not found.")
     return single_run_json(run, agent, run.listed)

@@ -74,8 +74,10 @@ def single_run_json(run: SimulatedRun, agent: SimulatedAgent, status: str) -> di
     return body | ({"taskError": "Upstream answered 502."} if status == "error" else {})
 
 
-def agent_json(agent: SimulatedAgent, now: float, born: float, seed: int) -> dict[str, Any] | bytes:
-    """An agent in the list of agents."""
+def agent_json(
+    agent: SimulatedAgent, now: float, born: float, seed: int, *, with_variation: bool
+) -> dict[str, Any] | bytes:
+    """An agent in the list of agents, with what is deployed of it if wanted."""
     if agent.raw is not None:
         return agent.raw
     deployed, deleted = agent.deployed <= now, agent.deleted_at <= now
@@ -85,12 +87,15 @@ def agent_json(agent: SimulatedAgent, now: float, born: float, seed: int) -> dic
         "id": agent.id, "slug": f"agent-{agent.id}", "name": agent.name, "type": agent.type,
         "status": "deleted" if deleted else "active" if deployed else "draft",
         "isEnabled": deployed and agent.enabled and not deleted, "hasUnpublishedChanges": not deployed,
-        "createdAt": created, "updatedAt": created,
+        "createdAt": created, "updatedAt": created if agent.updated is None else iso(agent.updated),
         "deletedAt": iso(agent.deleted_at) if deleted else None, "orgUuid": stable_uuid(seed, "organisation"),
         "canUse": True, "canManage": False, "manageDenial": "not_owner",
         "accessConfig": {"visibility": "shared", "groupPermissions": {}, "sharedWith": []},
     }
     # fmt: on
+    if with_variation:
+        graph: dict[str, Any] | None = {"nodes": [], "edges": []} if agent.type == "workflow" else None
+        body["variation"] = {"trigger": agent.trigger, "workflowStructure": graph, "agentSelection": None}
     return without_absent(body | agent.override)
 
 

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,13 +15,13 @@ from exporter.deadline import Deadline
 from exporter.log import fields
 from exporter.metrics.exposition import describe, families
 from exporter.metrics.readerrors import ReadErrors
+from exporter.metrics.settings import Settings
 from exporter.metrics.snapshot import agent_snapshot
 from exporter.metrics.table import Snapshot
-from exporter.modus.discovery import Selection, Target
+from exporter.modus.discovery import Target
 from exporter.modus.errors import ApiError
-from exporter.modus.model import Agent
 from exporter.modus.requeststats import REQUEST_BUCKETS
-from exporter.runs.reader import AgentReader, Limits
+from exporter.runs.reader import AgentReader
 from exporter.runs.reconcile import Turns
 from exporter.runs.scrape import STRAGGLER, Means, Scrape
 from exporter.runs.targets import Targets
@@ -41,20 +40,6 @@ SPARE = 1.5  # times what was measured that is kept free
 RECONCILED = 20  # one agent in so many, at most, has a page of its lookback compared in a scrape
 
 log = logging.getLogger("exporter.metrics.collector")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a reload may change; times in seconds."""
-
-    selection: Selection
-    limits: Limits
-    concurrency: int
-    timeout_offset: float
-    default_timeout: float
-    min_interval: float
-    reconcile_interval: float = 3600.0  # 0: never
-    show_created: bool = False
 
 
 class RunsCollector(Collector):
@@ -143,7 +128,8 @@ class RunsCollector(Collector):
             api = connect()
             self._means.threads.close()
             self._ledger.lookback = settings.limits.lookback
-            self._use(api, settings, self._targets.found)
+            self._targets.close()
+            self._use(api, settings, self._targets)
 
     def close(self, patience: float = 3.0) -> bool:
         """Cut a pass short, count what it read, read no more; whether that was committed in time."""
@@ -152,19 +138,20 @@ class RunsCollector(Collector):
             if self._scrape:
                 self._scrape.cut_short()
         with self._reading:
+            self._targets.close()
             for threads in (self._means.threads, self._leader):
                 threads.close()
         committed = self._committer.wait(self._committer.request(), patience)
         self._committer.close()
         return committed
 
-    def _use(self, api: "ModusClient", settings: Settings, found: list[Agent] | None = None) -> None:
+    def _use(self, api: "ModusClient", settings: Settings, earlier: Targets | None = None) -> None:
         self._api = api
         self._settings = settings
         self._reader = AgentReader(api, settings.limits)
         threads = KeptThreads(settings.concurrency, "read", any_cpu())
         listing = settings.selection, threads, settings.default_timeout
-        self._targets = Targets(api, self._ledger, *listing, found)
+        self._targets = Targets(api, self._ledger, *listing, earlier)
         self._means = Means(self._ledger, self._committer, threads, settings.concurrency, {})
 
     # --- the scrape in flight ---

@@ -29,6 +29,10 @@ def agent_snapshot(
     state, totals = known or (None, None)
     up = reading is not None and reading.error is None
 
+    planned = target.planned
+    is_on = target.enabled and planned and planned.enabled  # of two lists: one of them may be older
+    last_due, next_due = planned.due(now + skew) if planned and is_on else (None, None)
+
     def ours(instant: float | None) -> float | None:
         return None if instant is None else min(instant - skew, now)
 
@@ -55,6 +59,8 @@ def agent_snapshot(
         last_reconciled=ours(state.last_reconciled) if state and reconciles else None,
         backlog=bool(state and (state.watermark.backlogs or not state.base_read)),
         expected_interval=target.expected_interval,
+        last_due=ours(last_due),
+        next_due=None if next_due is None else next_due - skew,
     )
 
 

@@ -45,6 +45,8 @@ class AgentSnapshot:
     last_reconciled: float | None = None
     backlog: bool = False
     expected_interval: float | None = None  # seconds
+    last_due: float | None = None  # by its schedule, while that was in force and on
+    next_due: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,12 @@ TABLE = (
     Row("modus_agent_expected_interval_seconds", "gauge",
         "A run should start at least this often, says the configuration; absent when it does not say.",
         per_agent=lambda a: _maybe(a.expected_interval)),
+    Row("modus_agent_schedule_last_due_timestamp_seconds", "gauge",
+        "When the agent's schedule in Modus was due last; absent while it is off, unknown, or just changed.",
+        per_agent=lambda a: _maybe(a.last_due)),
+    Row("modus_agent_schedule_next_due_timestamp_seconds", "gauge",
+        "When the agent's schedule in Modus is due next; absent while it is off or unknown.",
+        per_agent=lambda a: _maybe(a.next_due)),
     Row("modus_agent_last_read_timestamp_seconds", "gauge", "The last successful read of the agent.",
         per_agent=lambda a: _maybe(a.last_read)),
     Row("modus_agent_last_reconciled_timestamp_seconds", "gauge",

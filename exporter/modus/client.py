@@ -23,12 +23,14 @@ from exporter.modus.pacing import Pause, RateLimit, Retries
 from exporter.modus.requeststats import ApiStats, RequestStats
 from exporter.modus.routes import Routes
 from exporter.modus.secret import Secret, secret_of
+from exporter.modus.urls import api_base, encoded
 
 HEADERS = {
     "Accept": "application/json",
     "Accept-Encoding": "gzip",
     "User-Agent": f"modus-exporter/{__version__}",
 }
+BESIDE = 2  # connections for what is asked beside the scrapes
 FIRST_BYTE = 1 / 3  # of the time that is left: what an idle connection gets before it is taken for dead
 
 Decoded = TypeVar("Decoded")
@@ -93,7 +95,7 @@ class ModusClient:
         self._token, self._timeout, self._clock, self._monotonic = token, timeout, clock, monotonic
         self._base, self._host = api_base(base_url)
         try:
-            adapter = ModusAdapter(self._base, concurrency, ca_file)
+            adapter = ModusAdapter(self._base, concurrency + BESIDE, ca_file)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as exc:
             # the text of a library's error may hold a proxy's password
             text = f"the proxy of the environment cannot be used ({type(exc).__name__}): check https_proxy"
@@ -133,7 +135,7 @@ class ModusClient:
         }
         call = _Call(
             "list_runs",
-            f"/{agent_id}/runs{_encoded(query)}",
+            f"/{agent_id}/runs{encoded(query)}",
             lambda body: decode.runs_page(body, page_size),
             allowed(page_size),
             agent_id,
@@ -145,14 +147,26 @@ class ModusClient:
     def run(self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: Deadline) -> Run:
         """One run; without `temporal_run_id` the newest of its workflow id (operation get_run)."""
         path = f"/{agent_id}/runs/{urllib.parse.quote(workflow_id, safe='')}"
-        query = _encoded({"temporalRunId": temporal_run_id})
+        query = encoded({"temporalRunId": temporal_run_id})
         return self._ask(_Call("get_run", path + query, decode.one_run, allowed(1), agent_id), deadline)[0]
 
     def agents(
-        self, *, deadline: Deadline, page_token: str | None = None, page_size: int = 100
+        self,
+        *,
+        deadline: Deadline,
+        page_token: str | None = None,
+        page_size: int = 100,
+        with_variation: bool = False,
     ) -> AgentsPage:
-        """One page of the agents that the token may use (operation list_agents)."""
-        query = _encoded({"pageSize": page_size, "pageToken": page_token})
+        """One page of the agents that the token may use, with what is deployed of each if wanted."""
+        query = encoded(
+            {
+                "pageSize": page_size,
+                "pageToken": page_token,
+                "includeVariation": "true" if with_variation else None,
+                "view": "active" if with_variation else None,
+            }
+        )
         call = _Call(
             "list_agents", query, lambda body: decode.agents_page(body, page_size), allowed(page_size), -1
         )
@@ -269,28 +283,3 @@ def _read(answer: _Answer, call: "_Call[Decoded]", secret: Secret) -> "tuple[Dec
     except (ValueError, RecursionError) as exc:
         text = f"{secret.quoted(str(exc))}: {excerpt(answer.headers, answer.body, secret)}"
         return Fault("bad_response", text, status=200, too_large=isinstance(exc, BodyTooLargeError))
-
-
-def _encoded(query: Mapping[str, str | int | None]) -> str:
-    given = [
-        f"{name}={value if isinstance(value, int) else urllib.parse.quote(value, safe='')}"
-        for name, value in query.items()
-        if value is not None
-    ]
-    return f"?{'&'.join(given)}" if given else ""
-
-
-def api_base(base_url: str) -> tuple[str, str]:
-    """What precedes a route in a URL, and scheme, host and port alone. Raises ApiError."""
-    try:
-        parts = urllib.parse.urlsplit(requests.Request("GET", base_url).prepare().url or "")
-        known = parts.scheme in ("http", "https")
-    except requests.exceptions.MissingSchema:
-        known = False
-    except (requests.RequestException, ValueError) as exc:
-        raise ApiError("connection", f"modus.base_url is no URL ({type(exc).__name__})") from None
-    if not known:
-        raise ApiError("connection", "modus.base_url has to begin with https:// (or http://)")
-    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    path = re.sub("/api(/v1)?$", "", parts.path.rstrip("/"))
-    return f"{host}{path}/api/v1/", host

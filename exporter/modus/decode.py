@@ -25,6 +25,7 @@ from exporter.modus.model import (
     AgentsPage,
     Label,
     Run,
+    Variation,
 )
 
 USUAL = 2048  # bytes of an item; a page of no more than this for each is decoded before its items are counted
@@ -207,8 +208,16 @@ def _loose_agent(values: dict[str, Any]) -> Agent | None:
     id_ = _whole(values.get("id"), LARGEST_ID)
     if id_ is None:
         return None
-    name, kind, status = (_label(values.get(key)) or "" for key in ("name", "type", "status"))
-    return Agent(id_, name, kind, status, _time(values.get("deletedAt")))
+    labels = {key: _label(values.get(key)) or "" for key in ("name", "slug", "type", "status")}
+    enabled, variation = values.get("isEnabled"), values.get("variation")
+    return Agent(
+        id_,
+        **labels,
+        deleted_at=_time(values.get("deletedAt")),
+        is_enabled=enabled if isinstance(enabled, bool) else None,
+        updated_at=_time(values.get("updatedAt")),
+        variation=Variation(variation.get("trigger")) if isinstance(variation, dict) else None,
+    )
 
 
 def _counts(raw: msgspec.Raw) -> dict[str, int]:

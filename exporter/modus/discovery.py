@@ -2,16 +2,20 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from exporter.log import fields
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent, AgentsPage
 from exporter.modus.pages import pages
+from exporter.modus.schedules import Planned
 
 MAX_AGENTS = 100_000  # ten times what one exporter reads: a list that is longer is none of agents
+
+NOTHING: Mapping[int, Planned] = MappingProxyType({})
 
 log = logging.getLogger("exporter.modus.discovery")
 
@@ -27,6 +31,7 @@ class Target:
     type: str = ""
     enabled: bool | None = None
     expected_interval: float | None = None  # seconds
+    planned: Planned | None = None  # None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +52,18 @@ class Selection:
         """Whether the list of agents is to be asked for."""
         return self.include is not None
 
-    def choose(self, found: Sequence[Agent]) -> list[Target]:
-        """The configured agents and those found that are wanted, each once, if they are this shard's."""
+    def choose(self, found: Sequence[Agent], planned: Mapping[int, Planned] = NOTHING) -> list[Target]:
+        """The configured agents and those found that are wanted, each once, if they are this shard's.
+
+        `planned` is what is known of their schedules.
+        """
         targets = {target.id: target for target in self.listed}
         for agent in found:
             listed = targets.get(agent.id)
             if listed or self._wants(agent):
                 interval = listed.expected_interval if listed else None
-                targets[agent.id] = Target(agent.id, agent.name, agent.type, agent.is_enabled, interval)
+                enabled, plan = agent.is_enabled, planned.get(agent.id)
+                targets[agent.id] = Target(agent.id, agent.name, agent.type, enabled, interval, plan)
         index, total = self.shard
         return [targets[id_] for id_ in sorted(targets) if shard_of(id_, total) == index]
 

@@ -7,7 +7,7 @@ Only what the exporter uses is decoded; unknown fields are ignored.
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -103,8 +103,14 @@ class RunsPage(msgspec.Struct, frozen=True):
         return [run.id for run in self.runs] + self.malformed
 
 
+class Variation(msgspec.Struct, frozen=True):
+    """What is deployed of an agent; `trigger` is free-form."""
+
+    trigger: Any = None
+
+
 class Agent(msgspec.Struct, frozen=True, rename="camel"):
-    """One agent as the agents list shows it."""
+    """One agent as the agents list shows it; `variation` is there when it was asked for."""
 
     id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     name: Label = ""
@@ -112,6 +118,9 @@ class Agent(msgspec.Struct, frozen=True, rename="camel"):
     status: Label = ""
     deleted_at: Time | None = None
     is_enabled: bool | None = None  # whether its schedule is on
+    slug: Label = ""
+    updated_at: Time | None = None  # by a person
+    variation: Variation | None = None
 
 
 class AgentsPage(msgspec.Struct, frozen=True, rename="camel"):

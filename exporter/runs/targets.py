@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from exporter.deadline import Deadline
 from exporter.modus.discovery import Discovery, Selection, Target
 from exporter.modus.model import Agent, AgentsPage
+from exporter.modus.schedules import Schedules
 from exporter.runs.threads import KeptThreads
 
 if TYPE_CHECKING:  # both are handed in
     from exporter.modus.client import ModusClient
     from exporter.runs.ledger import Ledger
 
+PATIENCE = 60.0  # seconds for the schedules of all agents, beside the scrapes
 TICK = 0.2  # seconds after which who waits looks again
 SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
 
@@ -20,7 +22,7 @@ SAME_TIME = 600.0  # seconds between the last reads of agents that were in use t
 class Targets:
     """The agents in use. The list of agents gets `timeout` seconds, and is read by one thread at a time.
 
-    `earlier` is the list that was in use before a reload; it serves until the API can be asked for a new one.
+    What `earlier` targets found, before a reload, serves until the API can be asked anew.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class Targets:
         selection: Selection,
         threads: KeptThreads,
         timeout: float,
-        earlier: list[Agent] | None = None,
+        earlier: "Targets | None" = None,
     ) -> None:
         self._api = api
         self._ledger = ledger
@@ -39,7 +41,13 @@ class Targets:
         self._timeout = timeout
         self._discovery = Discovery(selection.refresh_interval)
         self._refreshing = threading.Lock()
-        self._earlier = earlier
+        self._earlier = earlier.found if earlier else None
+        self._beside = KeptThreads(1, "schedules")
+        self._schedules = Schedules(selection.refresh_interval)
+        if earlier:
+            self._schedules.known = earlier._schedules.known
+        self._patience = Deadline(0.0)  # of the reading of the schedules
+        self._planning = threading.Lock()
         self._any = False  # whether the newest scrape had an agent to read
 
     @property
@@ -72,10 +80,20 @@ class Targets:
             while discovery.found is None and not deadline.passed():
                 if listed.wait(min(deadline.left(), TICK)):  # the deadline may be moved meanwhile
                     break
+        if self._schedules.is_due(deadline.monotonic()) and self._planning.acquire(blocking=False):
+            self._patience = Deadline(PATIENCE, deadline.monotonic)
+            if not self._beside.submit(partial(self._plan, self._patience)):
+                self._planning.release()
         found = self.found
-        targets = selection.choose(self._last_known() if found is None else found)
+        targets = selection.choose(self._last_known() if found is None else found, self._schedules.known)
         self._any = bool(targets)
         return targets
+
+    def close(self) -> None:
+        """Cut off what is read beside the scrapes."""
+        self._schedules.stop()
+        self._patience.end()
+        self._beside.close()
 
     def _refresh(self, deadline: Deadline, listed: threading.Event) -> None:
         def ask(token: str | None) -> AgentsPage:
@@ -86,6 +104,15 @@ class Targets:
         finally:
             self._refreshing.release()
             listed.set()
+
+    def _plan(self, deadline: Deadline) -> None:
+        def ask(token: str | None, size: int) -> AgentsPage:
+            return self._api.agents(deadline=deadline, page_token=token, page_size=size, with_variation=True)
+
+        try:
+            self._schedules.refresh(ask, deadline.monotonic())
+        finally:
+            self._planning.release()
 
     def _last_known(self) -> list[Agent]:
         """The agents in use before a restart, for as long as the API cannot list them."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from exporter.demo.simulator import Answer, Request, SimulatedModus
-from exporter.metrics.collector import Settings
+from exporter.metrics.settings import Settings
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection
 from exporter.modus.errors import REASONS

@@ -104,7 +104,7 @@ def test_the_last_page_has_no_token(runs, agents, rest):
 def test_agents_are_listed_with_the_token_of_the_next_page(modus, agents):
     listed = {"agents": [{"id": 7, "name": "A", "type": "task", "status": "active", "slug": "a"}]}
     answer = agents(listed | {"nextPageToken": "p2"})
-    assert (answer.agents, answer.next_page_token) == ([Agent(7, "A", "task", "active")], "p2")
+    assert (answer.agents, answer.next_page_token) == ([Agent(7, "A", "task", "active", slug="a")], "p2")
     assert modus.calls[0].request.url == f"{HOST}/api/v1/agents?pageSize=100"
 
 

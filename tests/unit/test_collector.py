@@ -15,8 +15,9 @@ import pytest
 
 from exporter.deadline import Deadline
 from exporter.demo.simulator import Answer, SimulatedModus
-from exporter.metrics.collector import RunsCollector, Settings
+from exporter.metrics.collector import RunsCollector
 from exporter.metrics.readerrors import MAX_LINES
+from exporter.metrics.settings import Settings
 from exporter.metrics.table import AgentSnapshot, Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection

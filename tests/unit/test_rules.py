@@ -29,6 +29,7 @@ ALERTS = {
     "ModusAgentRunStuck",
     "ModusAgentApprovalWaiting",
     "ModusAgentNotRunLately",
+    "ModusAgentStartMissed",
     "ModusAgentSlowerThanUsual",
     "ModusApiUnreachable",
     "ModusTokenRejected",

@@ -1,0 +1,20 @@
+"""What the collector is told of the configuration."""
+
+from dataclasses import dataclass
+
+from exporter.modus.discovery import Selection
+from exporter.runs.reader import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a reload may change; times in seconds."""
+
+    selection: Selection
+    limits: Limits
+    concurrency: int
+    timeout_offset: float
+    default_timeout: float
+    min_interval: float
+    reconcile_interval: float = 3600.0  # 0: never
+    show_created: bool = False
