@@ -36,7 +36,7 @@ from exporter.runs.reader import Limits
 from exporter.scalars import Positive, Secret
 
 DEMO_RETENTION = 7 * 86400.0  # seconds
-LAST_COMMIT = 3.0  # seconds that a slow disk may hold up the end
+LAST_COMMIT = 2.0  # seconds that a slow disk may hold up the end
 
 log = logging.getLogger("exporter.app")
 

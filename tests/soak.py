@@ -41,7 +41,7 @@ AGENTS = range(1, 21)
 TIMEOUT = 2.0  # seconds that a scrape may take
 SPARE = 1.0  # seconds: the machine may be busy with other things
 PAUSE = 0.25  # seconds between two scrapes of one exporter
-GROWTH = 1.10  # of the memory, from the second fifth of the soak to the last one
+GROWTH = 1.10  # of the memory, from the third fifth of the soak to the last: caches fill up before that
 LATE = 500  # of so many answers one may come more than SPARE after its time, as no machine is only ours
 HEALTH = 0.1  # seconds in which 19 of 20 looks at the health are answered, beyond our own lag
 OUTCOMES = ("completed", "completed", "completed", "error", "cancelled", "timed_out", "skipped")
@@ -522,8 +522,8 @@ def _growth(memory: list[float]) -> list[str]:
     fifth = len(memory) // 5
     medians = [statistics.median(memory[n * fifth : (n + 1) * fifth]) for n in range(5)]
     sys.stderr.write(f"medians of the memory by fifth: {medians}\n")
-    early, late = medians[1], medians[-1]
-    return [f"memory grows: {early:.1f} MiB early, {late:.1f} MiB late"] if late > early * GROWTH else []
+    middle, late = medians[2], medians[-1]
+    return [f"memory grows: {middle:.1f}, then {late:.1f} MiB"] if late > middle * GROWTH else []
 
 
 def _spread(values: list[float]) -> str:

@@ -22,7 +22,7 @@ from exporter.web.reload import Reloads
 from exporter.web.stream import Stream, readable
 from exporter.web.webconfig import WebConfigFile
 
-STOP_SECONDS = 3.0  # at the end, for requests that are being answered
+STOP_SECONDS = 2.0  # at the end, for requests that are being answered
 WATCH_SECONDS = 1.0  # how soon a new web configuration ends old connections
 COMPLAINT_SECONDS = 60.0  # at least, between two lines that say that no connection can be accepted
 
