@@ -62,9 +62,9 @@ lock: $(VENV)/interpreter  ## pin what pyproject.toml asks for, with hashes
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
 
-mixin: $(VENV)/.dev  ## write rules and dashboards from their templates and prometheus/settings.yaml
-	$(BIN)/python prometheus/render.py
-	$(BIN)/python grafana/generate.py
+mixin: $(VENV)/.run  ## write rules and dashboards from prometheus/settings.yaml, or: SETTINGS=mine.yaml OUTPUT=mixin
+	MIXIN_SETTINGS=$(SETTINGS) MIXIN_OUTPUT=$(OUTPUT) $(BIN)/python prometheus/render.py
+	MIXIN_SETTINGS=$(SETTINGS) MIXIN_OUTPUT=$(OUTPUT) $(BIN)/python grafana/generate.py
 
 image:  ## build the container image
 	$(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_FLAGS) -t modus-exporter:$(VERSION) .

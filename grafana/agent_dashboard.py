@@ -6,6 +6,7 @@ from looks import (
     FEW_RUNS,
     IN_A_ROW,
     NEUTRAL,
+    NONE_ENDED,
     RATIO,
     READ_AGE,
     READ_NAMES,
@@ -31,6 +32,7 @@ from panels import (
     stat,
     table,
     thresholds,
+    wide,
 )
 from run_panels import durations, ended_runs
 
@@ -61,7 +63,7 @@ def numbers() -> list[Json]:
             now(f"sort_desc({q.top(q.STATE, agents=3)})", "{{agent_name}}"),
             steps=NEUTRAL,
             mappings=STATE_NAMES,
-            text={"titleSize": 12, "valueSize": 16},
+            rows=True,
         ),
         stat(
             (2, "Last success", "s", (6, 0, 3, 3)),
@@ -69,7 +71,7 @@ def numbers() -> list[Json]:
             now(f"max({q.age(q.SUCCEEDED)})", "ago"),
             steps=NEUTRAL,
             decimals=1,
-            noValue="none yet",
+            noValue="none",
         ),
         stat(
             (3, "Last start", "s", (9, 0, 3, 3)),
@@ -77,7 +79,7 @@ def numbers() -> list[Json]:
             now(f"max({q.age(q.STARTED)})", "ago"),
             steps=NEUTRAL,
             decimals=1,
-            noValue="none yet",
+            noValue="none",
         ),
         stat(
             (4, "Open run age", "s", (12, 0, 3, 3)),
@@ -155,10 +157,10 @@ def open_runs(key: int, at: At) -> Json:
         (key, "Open runs", "s", at),
         f"The oldest open run per agent and status, and how many the API counts. The {q.TOP} oldest of each.",
         {
-            "Oldest": (oldest, in_colour(WAITING_AGE, decimals=1)),
+            "Oldest": (oldest, wide(100, in_colour(WAITING_AGE, decimals=1))),
             "Open": (
                 f"{q.named(q.OPEN_COUNTS)} and on ({q.KEY}, status) {oldest}",
-                {"unit": "short", "decimals": 0},
+                wide(64, {"unit": "short", "decimals": 0}),
             ),
         },
         sort="Oldest",
@@ -216,12 +218,13 @@ def burn_rate(key: int, at: At) -> Json:
     return graph(
         (key, "Error budget burn rate", "x", at),
         f"How many times faster than an objective of {q.OBJECTIVE:.0%} allows errors happen, over the "
-        f"last hour and the last six. Dashed: {q.BURN_SLOW:g} (orange) and {q.BURN_FAST:g} (red, act "
+        f"last hour and the last six. Dashed: {q.BURN_6H:g} (orange) and {q.BURN_1H:g} (red, act "
         "now).",
         over_time(f"({q.failure_ratio(q.HOUR)}) / {q.BUDGET}", "1 h"),
         over_time(f"({q.failure_ratio('6h')}) / {q.BUDGET}", "6 h"),
-        limits=thresholds((None, "transparent"), (q.BURN_SLOW, ORANGE), (q.BURN_FAST, RED)),
-        soft_max=round(q.BURN_FAST + 1),
+        limits=thresholds((None, "transparent"), (q.BURN_6H, ORANGE), (q.BURN_1H, RED)),
+        soft_max=round(q.BURN_1H + 1),
+        noValue=NONE_ENDED,
         decimals=0,
         overrides=colours({"1 h": "super-light-blue", "6 h": BLUE}),
     )

@@ -6,6 +6,7 @@ from looks import (
     COMPARED_AGE,
     NEUTRAL,
     NONE_IS_FINE,
+    NUMBER,
     READ_AGE,
     REASON_COLOURS,
     SECONDS,
@@ -31,6 +32,7 @@ from panels import (
     stat,
     table,
     thresholds,
+    wide,
 )
 
 TITLE = "Modus / Exporter"
@@ -154,9 +156,10 @@ def read_errors(key: int, at: At) -> Json:
         (key, "Read errors by reason", "short", at),
         "Failed reads of the selected agents in the hour before each point. unauthorized and forbidden "
         "need a person: the token is wrong or lacks a scope.",
-        over_time(f"sum by (reason) ({errors})", "{{reason}}"),
+        over_time(f"sum by (reason) ({errors}) > 0", "{{reason}}"),
         bars=True,
         decimals=0,
+        noValue="No read is known to have failed",
         overrides=colours(REASON_COLOURS),
     )
 
@@ -168,27 +171,28 @@ def exporters(key: int, at: At) -> Json:
     def each(expr: str, also: str = "instance") -> str:
         return f"topk({rows}, max by ({q.INSTALLATION}, {also}) ({expr}))"
 
-    yes_no = {"mappings": YES_NO, "custom__cellOptions": COLOURED_TEXT}
+    yes_no: Json = {"mappings": YES_NO, "custom__cellOptions": COLOURED_TEXT}
     return table(
         (key, "Exporters", "short", at),
-        f"The exporters of the selected jobs, the first {rows}. CPU: cores used over the last hour.",
+        f"The exporters of the selected jobs, the first {rows}. Config: whether the file was loaded when it "
+        "last changed. CPU: cores used over the last hour.",
         {
-            "Up": (each(f"up{{{q.JOB}}}"), yes_no),
+            "Up": (each(f"up{{{q.JOB}}}"), wide(56, yes_no)),
             "Build": (
                 each(f"modus_exporter_build_info{{{q.JOB}}}", "instance, version"),
                 HIDDEN,
             ),
-            "Agents": (each(f"modus_exporter_agents{{{q.JOB}}}"), {"decimals": 0}),
-            "Config": (each(f"modus_exporter_config_last_reload_successful{{{q.JOB}}}"), yes_no),
+            "Agents": (each(f"modus_exporter_agents{{{q.JOB}}}"), wide(76, NUMBER)),
+            "Config": (each(f"modus_exporter_config_last_reload_successful{{{q.JOB}}}"), wide(72, yes_no)),
             "Memory": (
                 each(f"process_resident_memory_bytes{{{q.JOB}}}"),
-                {"unit": "bytes", "decimals": 0},
+                wide(88, {"unit": "bytes", "decimals": 0}),
             ),
             "CPU": (
                 each(f"rate(process_cpu_seconds_total{{{q.JOB}}}[1h])"),
-                {"unit": "percentunit", "decimals": 1},
+                wide(72, {"unit": "percentunit", "decimals": 1}),
             ),
-            "Running for": (each(q.age(f"process_start_time_seconds{{{q.JOB}}}")), SECONDS),
+            "Running for": (each(q.age(f"process_start_time_seconds{{{q.JOB}}}")), wide(108, SECONDS)),
         },
         sort="Running for",
         labels={"instance": "Exporter", "version": "Version"},
@@ -204,13 +208,13 @@ def oldest_data(key: int, at: At) -> Json:
         "Since the last successful read of an agent, and since its whole lookback was compared with the "
         f"list of runs; its failed reads and missed runs in the time range. The first {q.TOP}.",
         {
-            "Last read": (oldest, in_colour(READ_AGE, decimals=0)),
-            "Read errors": (q.of(oldest, errors_in_range), {"unit": "short", "decimals": 0}),
+            "Last read": (oldest, wide(84, in_colour(READ_AGE, decimals=0))),
+            "Read errors": (q.of(oldest, errors_in_range), wide(96, {"unit": "short", "decimals": 0})),
             "Last compared": (
                 q.of(oldest, q.age(q.LAST_RECONCILED)),
-                in_colour(COMPARED_AGE, decimals=0),
+                wide(116, in_colour(COMPARED_AGE, decimals=0)),
             ),
-            "Missed": (q.of(oldest, q.MISSED), in_colour(SOON, unit="short", decimals=0)),
+            "Missed": (q.of(oldest, q.MISSED), wide(72, in_colour(SOON, unit="short", decimals=0))),
         },
         sort="Last read",
         noValue=NO_DATA,

@@ -4,6 +4,7 @@ import queries as q
 from exporter_dashboard import health
 from looks import (
     IN_A_ROW,
+    NONE_ENDED,
     NONE_IS_FINE,
     NUMBER,
     RATIO,
@@ -35,6 +36,7 @@ from panels import (
     stat,
     table,
     thresholds,
+    wide,
 )
 from run_panels import durations, ended_runs
 
@@ -81,9 +83,9 @@ def who_has_to_act() -> list[Json]:
         ),
         stat(
             (4, "Silent", "short", (18, 0, 6, 3)),
-            "Agents that started no run within their expected_interval (config.yaml). Agents without one, "
-            "and those that are switched off, are never silent. The alert leaves a tenth and five minutes of "
-            "grace.",
+            f"Agents that started no run for {q.SILENT_FACTOR:g} times their expected_interval (config.yaml) "
+            f"and {q.SILENT_GRACE // 60} min, as in the alert ModusAgentNotRunLately. Agents without one and "
+            "those that are switched off are never silent.",
             now(q.count(q.SILENT)),
             steps=SOON,
         ),
@@ -122,14 +124,16 @@ def failing(key: int, at: At) -> Json:
         {
             "No success for": (
                 shown,
-                in_colour(
-                    thresholds((None, RED)),
-                    decimals=1,
-                    mappings=mapping((-1, "never succeeded", RED)),
-                    custom__width=108,
+                wide(
+                    108,
+                    in_colour(
+                        thresholds((None, RED)),
+                        decimals=1,
+                        mappings=mapping((-1, "never succeeded", RED)),
+                    ),
                 ),
             ),
-            "In a row": (q.of(shown, q.IN_A_ROW), {"unit": "short", "decimals": 0, "custom__width": 68}),
+            "In a row": (q.of(shown, q.IN_A_ROW), wide(68, {"unit": "short", "decimals": 0})),
         },
         sort="No success for",
         noValue="No agent is known to fail",
@@ -160,6 +164,7 @@ def failure_ratio(key: int, at: At) -> Json:
         over_time(q.failure_ratio(q.HOUR), "all agents"),
         over_time(q.most_errors(q.failure_ratio(q.HOUR, q.KEY), 4, "> 0"), "{{agent_name}}"),
         limits=RATIO,
+        noValue=NONE_ENDED,
         max=1,
         overrides=colours({"all agents": "text"}),
     )
@@ -176,20 +181,23 @@ def all_agents(key: int, at: At) -> Json:
         {
             "State": (
                 q.named(q.STATE),
-                {"mappings": STATE_NAMES, "custom__cellOptions": COLOURED_CELL, "custom__width": 120},
+                wide(112, {"mappings": STATE_NAMES, "custom__cellOptions": COLOURED_CELL}),
             ),
-            "Last success": (q.named(q.age(q.SUCCEEDED)), SECONDS),
-            "Last run": (q.named(q.age(q.STARTED)), SECONDS),
-            "Open run age": (q.named(q.age(q.OPEN)), SECONDS),
-            "Runs": (q.named(q.ended(q.RANGE)), NUMBER),
-            "Failed": (q.named(q.ended(q.RANGE, match=q.ERROR)), NUMBER),
+            "Last success": (q.named(q.age(q.SUCCEEDED)), wide(108, SECONDS)),
+            "Last run": (q.named(q.age(q.STARTED)), wide(95, SECONDS)),
+            "Open run age": (q.named(q.age(q.OPEN)), wide(112, SECONDS)),
+            "Runs": (q.named(q.ended(q.RANGE)), wide(72, NUMBER)),
+            "Failed": (q.named(q.ended(q.RANGE, match=q.ERROR)), wide(72, NUMBER)),
             "Failure ratio": (
                 q.named(q.enough(q.failure_ratio(q.RANGE, q.KEY), q.RANGE, q.KEY)),
-                in_colour(RATIO, unit="percentunit", decimals=1),
+                wide(105, in_colour(RATIO, unit="percentunit", decimals=1)),
             ),
-            "In a row": (q.named(q.IN_A_ROW), in_colour(IN_A_ROW, decimals=0)),
-            "p95": (q.named(q.quantile(0.95, q.RANGE, q.KEY)), SECONDS),
-            "Read": (q.named(q.READ), {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT}),
+            "In a row": (q.named(q.IN_A_ROW), wide(82, in_colour(IN_A_ROW, decimals=0))),
+            "p95": (q.named(q.quantile(0.95, q.RANGE, q.KEY)), wide(90, SECONDS)),
+            "Read": (
+                q.named(q.READ),
+                wide(100, {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT}),
+            ),
         },
         sort="State",
         labels={"agent_name": "Agent", "cluster": "Cluster", "namespace": "Namespace", "job": "Job"},

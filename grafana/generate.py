@@ -6,13 +6,13 @@ A panel draws at most a few agents, however many are selected; only the fleet's 
 """
 
 import json
-from pathlib import Path
 from types import ModuleType
 
 import agent_dashboard
 import exporter_dashboard
 import fleet_dashboard
 from panels import Json
+from settings import write
 from variables import annotations, variables
 
 DASHBOARDS: dict[str, ModuleType] = {
@@ -69,5 +69,4 @@ def generate() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    for file, text in generate().items():
-        (Path(__file__).parent / "dashboards" / file).write_text(text, encoding="utf-8")
+    write("grafana/dashboards", generate())

@@ -45,10 +45,11 @@ NONE_IS_FINE = thresholds((None, GREEN), (1, RED))
 SOON = thresholds((None, GREEN), (1, ORANGE))
 RATIO = thresholds((None, GREEN), (q.BUDGET, ORANGE), (q.FAILURE_LIMIT, RED))
 WAITING_AGE = thresholds((None, BLUE), (q.WAITING_LONG, ORANGE))
-READ_AGE = thresholds((None, GREEN), (q.STALE, ORANGE), (q.VERY_STALE, RED))
+READ_AGE = thresholds((None, GREEN), (q.STALE, ORANGE))
 COMPARED_AGE = thresholds((None, GREEN), (q.RECONCILE_OVERDUE, ORANGE))
 IN_A_ROW = thresholds((None, GREEN), (1, ORANGE), (3, RED))
 FEW_RUNS = [override("of few runs", thresholds=NEUTRAL)]
+NONE_ENDED = "No run is known to have ended in this time"
 SECONDS: Json = {"unit": "s", "decimals": 1}
 NUMBER: Json = {"unit": "none", "decimals": 0}  # in full: not 9 K
 

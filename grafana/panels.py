@@ -9,6 +9,7 @@ Head = tuple[int, str, str, At]  # id (for good), title, unit, place
 # Red: act now. Orange: soon. Green: fine. Blue and purple: neutral. Grey: nothing can be said.
 RED, ORANGE, GREEN, BLUE, PURPLE, GREY = "red", "orange", "green", "blue", "purple", "#8e8e8e"
 NO_DATA = "No data: is Prometheus scraping modus-exporter?"
+LABEL_WIDTHS = {"cluster": 110, "namespace": 110, "job": 110, "status": 130, "version": 80}  # pixels
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 AGENT_LINK = {
     "title": "Details of this agent",
@@ -40,6 +41,11 @@ def override(name: str, **properties: Any) -> Json:
         "matcher": {"id": "byRegexp" if name.startswith("/") else "byName", "options": name},
         "properties": [{"id": key.replace("__", "."), "value": value} for key, value in properties.items()],
     }
+
+
+def wide(pixels: int, settings: Json) -> Json:
+    """The settings of a column that is so wide; what is left is for the columns without a width."""
+    return settings | {"custom__width": pixels}
 
 
 def colours(by_name: dict[str, str]) -> list[Json]:
@@ -89,19 +95,17 @@ def panel(
     }
 
 
-def stat(
-    head: Head, description: str, *queries: Json, steps: Json, text: Json | None = None, **more: Any
-) -> Json:
-    """Numbers in the colours of their thresholds; `text` are the sizes of names and values, in pixels."""
+def stat(head: Head, description: str, *queries: Json, steps: Json, rows: bool = False, **more: Any) -> Json:
+    """Numbers in the colours of their thresholds: names above them, with `rows` beside them."""
     options = {
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
         "colorMode": "value",
         "graphMode": "none",
         "justifyMode": "auto",
-        "orientation": "auto",
+        "orientation": "horizontal" if rows else "auto",
         "textMode": "auto",
-        "wideLayout": False,  # several values: names above them, and of a size to read
-        "text": text or {"titleSize": 14},
+        "wideLayout": rows,
+        "text": {"titleSize": 12, "valueSize": 16} if rows else {"titleSize": 14},  # of a size to read
     }
     settings: Json = {"thresholds": steps, "color": {"mode": "thresholds"}, "noValue": "no data", **more}
     grey = {"match": "null", "result": {"index": 99, "text": settings["noValue"], "color": GREY}}
@@ -163,9 +167,9 @@ def table(
     queries = [{**now(expr), "format": "table"} for expr, _ in columns.values()]
     values = [f"Value #{ref}" for ref in "ABCDEFGHIJ"[: len(columns)]] if len(columns) > 1 else ["Value"]
     cells = [override(name, **settings) for name, (_, settings) in columns.items() if settings]
-    first, *others = labels.values()  # the first names the row: it is not to be cut off
-    cells += [override(first, unit="string", custom__minWidth=130)]
-    cells += [override(title, unit="string") for title in others]
+    first, *others = labels.items()  # the first names the row: it gets the room that the others leave
+    cells += [override(first[1], unit="string", custom__minWidth=130)]
+    cells += [override(title, unit="string", custom__width=LABEL_WIDTHS[label]) for label, title in others]
     cells += [override(name, unit="string", **HIDDEN) for name in hidden]
     link = [override("Agent", links=[AGENT_LINK])]
     organize = {

@@ -1,7 +1,7 @@
 """PromQL of the dashboards: what is failing, stuck, waiting and silent, and the sums behind the graphs.
 
 Raw metrics only, so that the dashboards work without the recording rules; definitions are those of
-prometheus/modus.template.yml, limits those of prometheus/settings.yaml. Four habits keep the numbers true:
+prometheus/modus.template.yml, limits those of settings.py. Four habits keep the numbers true:
 
 - Agent 42 of two installations is two agents: everything goes by cluster, namespace, job and agent_id.
 - Replicas of the exporter show the same agents: the largest instance counts, never the sum of them.
@@ -12,10 +12,11 @@ prometheus/modus.template.yml, limits those of prometheus/settings.yaml. Four ha
 from pathlib import Path
 
 import yaml
+from settings import settings
 
 _PROMETHEUS = Path(__file__).parent.parent / "prometheus"
 _CONFIG = yaml.safe_load((_PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
-_LIMITS = yaml.safe_load((_PROMETHEUS / "settings.yaml").read_text(encoding="utf-8"))
+_LIMITS = settings()
 
 STUCK = _LIMITS["stuck_after_seconds"]  # a run that has been running for longer is stuck
 WAITING_LONG = _LIMITS["waiting_after_seconds"]  # a run that has been waiting for longer is orange
@@ -24,8 +25,10 @@ OBJECTIVE = _LIMITS["objective_ratio"]  # share of runs that should succeed
 FAILURE_LIMIT = _LIMITS["failure_limit_ratio"]  # from here red; orange from what the objective allows
 RECONCILE_OVERDUE = _LIMITS["reconcile_overdue_seconds"]  # not compared with the list for longer: orange
 MIN_RUNS = _LIMITS["min_runs"]  # no ratio of fewer runs is coloured
-BURN_SLOW, BURN_FAST = 6, 14.4  # failure ratio over what the objective allows: two of the rules' factors
-STALE, VERY_STALE = 300, 900  # seconds since an agent was read
+# failures of an hour and of six, over what the objective allows
+BURN_1H, BURN_6H = _LIMITS["burn_1h_factor"], _LIMITS["burn_6h_factor"]
+SILENT_FACTOR, SILENT_GRACE = _LIMITS["silent_factor"], _LIMITS["silent_grace_seconds"]
+STALE = _LIMITS["stale_after_seconds"]  # not read for longer: orange
 SCRAPE_TIMEOUT = int(_CONFIG["global"]["scrape_timeout"].removesuffix("s"))  # seconds
 TOP = 10  # agents that one panel draws, however many are selected
 
@@ -148,7 +151,7 @@ WAITING = age(gauge(_OPEN, 'status="awaiting_human"', pick="min"))
 # Up to the last read, not up to now: one that cannot be read is not silent, nor one that is switched off.
 EXPECTED = gauge("modus_agent_expected_interval_seconds")
 OFF = f"{ENABLED} == 0"
-SILENT = f"clamp_min({LAST_READ} - {STARTED}, 0) > {EXPECTED} unless {OFF}"
+SILENT = f"clamp_min({LAST_READ} - {STARTED}, 0) > {SILENT_FACTOR} * {EXPECTED} + {SILENT_GRACE} unless {OFF}"
 
 # The worst that applies is an agent's state: code, name, colour, query.
 STATES = (

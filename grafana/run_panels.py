@@ -2,6 +2,7 @@
 
 import queries as q
 from looks import (
+    NONE_ENDED,
     STATUS_COLOURS,
 )
 from panels import (
@@ -22,6 +23,7 @@ def durations(key: int, at: At) -> Json:
         "agents together. Diamonds are single runs: hover over one for its run id.",
         over_time(q.quantile(0.5, q.HOUR), "p50", exemplar=False),
         over_time(q.quantile(0.95, q.HOUR), "p95", exemplar=True),
+        noValue=NONE_ENDED,
         overrides=colours({"p50": "super-light-blue", "p95": BLUE}),
     )
 

@@ -1,13 +1,26 @@
 """The choices above every dashboard, and the marks that firing alerts leave on its graphs."""
 
-from panels import DATASOURCE, RED, Json
+from panels import (
+    DATASOURCE,
+    RED,
+    Json,
+)
 from queries import JOB
 
 
 def _variable(
-    name: str, label: str, description: str, query: str, regex: str = "", all_value: str = ".+"
+    name: str,
+    label: str,
+    description: str,
+    query: str,
+    regex: str = "",
+    all_value: str | None = ".*",
+    include_all: bool = True,
 ) -> Json:
-    """A choice of several, All at first; with `all_value` empty one must be chosen, the first at first."""
+    """A choice of several: All at first, or without All the first one.
+
+    `all_value` is what All stands for in a query; None: for the values that there are.
+    """
     return {
         "type": "query",
         "name": name,
@@ -20,9 +33,9 @@ def _variable(
         "refresh": 2,  # when the time range changes
         "sort": 5,  # by text, ignoring case
         "multi": True,
-        "includeAll": bool(all_value),
-        "allValue": all_value or None,
-        "current": {"selected": True, "text": ["All"], "value": ["$__all"]} if all_value else {},
+        "includeAll": include_all,
+        "allValue": all_value if include_all else None,
+        "current": {"selected": True, "text": ["All"], "value": ["$__all"]} if include_all else {},
         "options": [],
         "hide": 0,
     }
@@ -53,21 +66,21 @@ def variables(all_agents: bool) -> list[Json]:
     id_and_name = r'/^\{agent_id="(?<value>[^"]*)",agent_name="(?<text>[\s\S]*)"\} [^"}]*$/'
     return [
         datasource,
-        _variable("cluster", "Cluster", "Clusters", "label_values(modus_up, cluster)", all_value=".*"),
+        _variable("cluster", "Cluster", "Clusters", "label_values(modus_up, cluster)"),
         _variable(
             "namespace",
             "Namespace",
             "Namespaces of the clusters",
             f"label_values(modus_up{{{cluster}}}, namespace)",
-            all_value=".*",
         ),
         _variable(
             "job",
             "Job",
             "Scrape jobs of modus-exporter",
             f"label_values(modus_up{{{cluster},{namespace}}}, job)",
+            all_value=None,  # `up` and `process_...` are there for every other job too
         ),
-        _variable("agent", "Agent", "Agents by name", agents, id_and_name, ".+" if all_agents else ""),
+        _variable("agent", "Agent", "Agents by name", agents, id_and_name, ".+", include_all=all_agents),
     ]
 
 

@@ -25,11 +25,13 @@ STALE = {**AGENT, "alertname": "ModusDataStale"}
 STUCK = {**AGENT, "alertname": "ModusAgentRunStuck"}
 FAILED = {**AGENT, "alertname": "ModusAgentLastRunFailed"}
 RATIO = {**AGENT, "alertname": "ModusAgentFailureRatioHigh"}
+START_MISSED = {**AGENT, "alertname": "ModusAgentStartMissed"}
+SILENT = {**AGENT, "alertname": "ModusAgentNotRunLately"}
 BURN_SLOW = {**AGENT, "alertname": "ModusErrorBudgetBurnSlow"}
 BURN_FAST = {**AGENT, "alertname": "ModusErrorBudgetBurnFast", "severity": "critical"}
 OTHER_AGENT = {**STUCK, "agent_id": "108", "agent_name": "Report builder"}
-OTHER_FAILED, OTHER_RATIO, OTHER_BURN_SLOW = (
-    {**OTHER_AGENT, "alertname": alert["alertname"]} for alert in (FAILED, RATIO, BURN_SLOW)
+OTHER_FAILED, OTHER_RATIO, OTHER_BURN_SLOW, OTHER_SILENT = (
+    {**OTHER_AGENT, "alertname": alert["alertname"]} for alert in (FAILED, RATIO, BURN_SLOW, SILENT)
 )
 OTHER_JOB = {**STUCK, "job": "modus-staging"}
 OTHER_NAMESPACE = {**STUCK, "namespace": "staging"}  # agent 105 there is another one
@@ -121,6 +123,7 @@ def by_name(alerts):
         ),
         pytest.param([BURN_SLOW, RATIO, FAILED, OTHER_RATIO], [BURN_SLOW, RATIO], id="last run failed"),
         pytest.param([BURN_SLOW, RATIO, OTHER_BURN_SLOW], [BURN_SLOW], id="high failure ratio"),
+        pytest.param([SILENT, START_MISSED, OTHER_SILENT], [SILENT], id="scheduled run did not start"),
     ],
 )
 def test_an_alert_is_silenced_by_its_cause_and_by_nothing_else(alertmanager, posted, silenced):

@@ -27,13 +27,15 @@ EXPECTED = {
     ("ModusAgentLastRunFailed", "104"),
     ("ModusAgentRunStuck", "105"),
     ("ModusAgentApprovalWaiting", "106"),
-    ("ModusAgentNotRunLately", "107"),
+    ("ModusAgentStartMissed", "107"),
 }
+SCHEDULE_UNKNOWN = {("ModusAgentNotRunLately", "107")}  # until schedules have been read
 COMPLETED = 'increase(modus_agent_runs_finished_total{agent_id="102",status="completed"}'
 SELECTIONS = {"all": dashboards.ALL, "one": "102", "several": "(102|104|105|106|107)"}
 # two queries, and one of them is enough: of enough runs or of few; of the fleet or of agents that failed
 ONE_OF_TWO = {"Failure ratio", "Budget left"}
 TOO_EARLY = {("Agents", "G")}  # a ratio needs ten runs, and the first sample holds all those of before
+FINE = {("Read errors by reason", "A")}  # nothing is wrong with the demo's API
 MAY_BE_EMPTY: dict[str, set[tuple[str, str]]] = {
     "all": set(),
     "several": set(),
@@ -105,7 +107,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def test_each_agent_that_needs_somebody_pages_once_and_no_other_does(stack: Stack) -> None:
     wait_for("the pages arrive", lambda: stack.paged().keys() >= EXPECTED, seconds=120)
-    assert stack.paged() == stack.to_be_paged() == Counter(EXPECTED)
+    wait_for("one alert silences another", lambda: stack.to_be_paged() == Counter(EXPECTED))
+    once = stack.paged()
+    assert once - Counter(SCHEDULE_UNKNOWN) == Counter(EXPECTED)
 
 
 def test_a_page_names_the_agent_and_links_to_what_to_do(stack: Stack) -> None:
@@ -142,7 +146,7 @@ def test_every_panel_shows_what_the_demo_has(stack: Stack, name: str, selection:
         else:
             empty.add((query.panel, query.ref))
     missing = {(panel, ref) for panel, ref in empty if panel not in ONE_OF_TWO & shown}
-    assert missing - TOO_EARLY <= MAY_BE_EMPTY[selection]
+    assert missing - TOO_EARLY - FINE <= MAY_BE_EMPTY[selection]
 
 
 @pytest.mark.parametrize("name", dashboards.NAMES)

@@ -2,16 +2,13 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from exporter.metrics.table import TABLE
-from tests import dashboards
+from tests import dashboards, mixin
 
 GRAFANA = Path(__file__).parents[2] / "grafana"
 PROMETHEUS = GRAFANA.parent / "prometheus"
@@ -30,28 +27,17 @@ EXPOSED = {
 every_dashboard = pytest.mark.parametrize("name", dashboards.NAMES)
 
 
-def written(folder, **settings):
-    """What the generator writes, by file, with these settings of the rules."""
-    shutil.copytree(GRAFANA, folder / "grafana", ignore=shutil.ignore_patterns("*.json", "__pycache__"))
-    shutil.copytree(PROMETHEUS, folder / "prometheus")
-    file = folder / "prometheus" / "settings.yaml"
-    shipped = yaml.safe_load(file.read_text())
-    assert settings.keys() <= shipped.keys()
-    file.write_text(yaml.safe_dump(shipped | settings))
-    subprocess.run([sys.executable, folder / "grafana" / "generate.py"], check=True)
-    return {path.stem: path.read_text() for path in (folder / "grafana" / "dashboards").iterdir()}
-
-
 def test_the_committed_dashboards_are_what_the_generator_writes(tmp_path):
-    committed = {path.stem: path.read_text() for path in dashboards.FOLDER.iterdir()}
-    assert committed == written(tmp_path)
+    committed = {path.name: path.read_text(encoding="utf-8") for path in dashboards.FOLDER.iterdir()}
+    assert committed == mixin.rendered(mixin.DASHBOARDS, tmp_path)
 
 
 def test_the_limits_of_the_dashboards_are_those_of_the_rules(tmp_path):
-    texts = written(tmp_path, objective_ratio=0.9, failure_limit_ratio=0.35, failing_after_seconds=7200)
-    assert "an objective of 90%" in texts["agent"]
-    assert "Dashed: 10%, what the objective allows, and 35%" in texts["fleet"]
-    assert "have not succeeded for 120 min" in texts["fleet"]
+    own = {"objective_ratio": 0.9, "failure_limit_ratio": 0.35, "failing_after_seconds": 7200}
+    texts = mixin.rendered(mixin.DASHBOARDS, tmp_path, own)
+    assert "an objective of 90%" in texts["agent.json"]
+    assert "Dashed: 10%, what the objective allows, and 35%" in texts["fleet.json"]
+    assert "have not succeeded for 120 min" in texts["fleet.json"]
 
 
 @every_dashboard
@@ -158,7 +144,7 @@ def test_variables_are_a_chain_from_the_data_source_to_the_agent(name):
         assert re.findall(r'=~"\$(\w+)"', each["query"]["query"]) == names[:position]
         assert (each["multi"], each["refresh"]) == (True, 2)
         assert each["datasource"]["uid"] == "${datasource}"
-    assert [each["allValue"] for each in chain[:3]] == [".*", ".*", ".+"]
+    assert [each["allValue"] for each in chain[:3]] == [".*", ".*", None]
     assert "__inputs" not in dashboard
     assert 39 <= dashboard["schemaVersion"] <= 41
 
@@ -191,6 +177,26 @@ def test_titles_are_short_enough_for_the_width_of_their_panels_at_1366_pixels():
         for panel in dashboards.panels(dashboards.load(name)):
             pixels = panel["gridPos"]["w"] * 1366 / 24 - 40  # padding, and the sign of the description
             assert len(panel["title"]) * 8 <= pixels, panel["title"]
+
+
+@every_dashboard
+def test_the_first_column_of_a_table_has_room_for_names_at_1366_pixels(name):
+    """It has no width, and gets what the others leave; those without one share with it."""
+    for panel in dashboards.panels(dashboards.load(name)):
+        if panel["type"] == "table":
+            properties = {
+                each["matcher"]["options"]: {value["id"]: value["value"] for value in each["properties"]}
+                for each in panel["fieldConfig"]["overrides"]
+            }
+            organize = panel["transformations"][-1]["options"]
+            titles = organize["renameByName"]
+            shown = [titles[column] for column in organize["indexByName"] if column in titles]
+            shown = [each for each in shown if not properties.get(each, {}).get("custom.hidden")]
+            shown = [each for each in shown if each not in ("Cluster", "Namespace")]  # where there are any
+            widths = [properties.get(each, {}).get("custom.width") for each in shown]
+            assert widths[0] is None, panel["title"]
+            room = panel["gridPos"]["w"] * 1366 / 24 - 40 - sum(filter(None, widths))
+            assert room / widths.count(None) >= 115, panel["title"]
 
 
 @every_dashboard

@@ -11,6 +11,7 @@ import yaml
 from exporter.metrics.table import TABLE
 from exporter.modus.errors import REASONS
 from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES
+from tests import mixin
 from tests.dashboards import selectors
 from tests.e2e.harness import program
 
@@ -150,12 +151,40 @@ def test_an_alert_says_whom_it_concerns_and_where_to_look(rule):
 
 
 def test_the_committed_rules_are_what_the_template_and_the_settings_give(tmp_path):
-    for name in ("render.py", "modus.template.yml", "settings.yaml"):
-        (tmp_path / name).write_bytes((PROMETHEUS / name).read_bytes())
-    (tmp_path / "rules").mkdir()
-    run_ = run(sys.executable, tmp_path / "render.py")
-    assert (run_.returncode, run_.stderr) == (0, "")
-    assert (tmp_path / "rules" / "modus.yml").read_bytes() == RULES_FILE.read_bytes()
+    assert mixin.rendered(mixin.RULES, tmp_path) == {"modus.yml": RULES_FILE.read_text(encoding="utf-8")}
+
+
+def test_a_file_of_ones_own_has_only_the_settings_that_differ(tmp_path):
+    own = {"grafana_url": "https://grafana.example", "min_runs": 7}
+    text = mixin.rendered(mixin.RULES, tmp_path, own)["modus.yml"]
+    assert "https://grafana.example/d/modus-agent/" in text
+    assert "modus:agent_judged:increase6h >= 7\n" in text
+    assert SETTINGS["runbook_url"] in text
+
+
+@pytest.mark.parametrize(
+    ("own", "problem"),
+    [
+        ({"min_run": 7}, "min_run: no such setting; there are job, grafana_url"),
+        ({"min_runs": "7"}, "min_runs: expected something like 10"),
+        ({"job": 7}, "job: expected something like modus"),
+        ([7], "expected settings, such as min_runs: 20"),
+    ],
+)
+@pytest.mark.parametrize("script", [mixin.RULES, mixin.DASHBOARDS], ids=["rules", "dashboards"])
+def test_settings_that_are_of_no_use_are_refused_in_one_line(tmp_path, script, own, problem):
+    done = mixin.run(script, tmp_path, own)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{tmp_path}/mine.yaml: {problem}")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_file_of_settings_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIXIN_SETTINGS", str(tmp_path / "none.yaml"))
+    done = run(sys.executable, mixin.RULES)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "none.yaml" in done.stderr
 
 
 def test_every_setting_has_its_place_in_the_rules_and_no_address_is_written_there():
@@ -210,11 +239,7 @@ def test_the_rules_pass_their_promtool_tests(file):
 @pytest.mark.servers
 def test_a_low_objective_is_one_setting_and_can_still_burn(tmp_path):
     """Half the error budget times 14.4 or 6 is more than every run: without a bound it could never fire."""
-    for name in ("render.py", "modus.template.yml"):
-        (tmp_path / name).write_bytes((PROMETHEUS / name).read_bytes())
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**SETTINGS, "objective_ratio": 0.5}))
-    (tmp_path / "rules").mkdir()
-    run(sys.executable, tmp_path / "render.py")
+    mixin.rendered(mixin.RULES, tmp_path, {"objective_ratio": 0.5})
     labels = 'job="modus",instance="a",agent_id="1"'
     finished = f'modus_agent_runs_finished_total{{{labels},status="%s",trigger_type="api"}}'
     firing = 'count(ALERTS{alertname="ModusErrorBudgetBurnFast",alertstate="firing"})'
@@ -231,7 +256,14 @@ def test_a_low_objective_is_one_setting_and_can_still_burn(tmp_path):
     }
     file = tmp_path / "tests.yml"
     file.write_text(
-        yaml.safe_dump({"rule_files": ["rules/modus.yml"], "evaluation_interval": "1m", "tests": [test]})
+        yaml.safe_dump(
+            {
+                "rule_files": ["rules/modus.yml"],
+                "evaluation_interval": "1m",
+                "group_eval_order": ["modus-hours", "modus"],
+                "tests": [test],
+            }
+        )
     )
     tested = run(program("promtool"), "test", "rules", file)
     assert tested.returncode == 0, tested.stdout + tested.stderr
