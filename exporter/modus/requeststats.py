@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from copy import deepcopy
 
 import msgspec
 
@@ -49,9 +50,7 @@ class RequestStats:
         with self._lock:
             requests = {key: n if key in self._shown else 0 for key, n in self._requests.items()}
             durations = {
-                name: Histogram(list(each.buckets), each.created, each.sum)
-                if name in self._shown
-                else Histogram.empty(self._bounds, each.created)
+                name: deepcopy(each) if name in self._shown else Histogram.empty(self._bounds, each.created)
                 for name, each in self._durations.items()
             }
             self._shown.update(requests, durations)

@@ -247,6 +247,8 @@ class Ledger:
             for account in self._accounts.values():
                 account.own().durations = Histogram.empty(self.bounds, self.clock(), exemplars=True)
                 account.shown = account.keep()
+        for state in found.agents.values():  # before version 0.2.0 there were no native ones
+            state.totals.durations.complete_native(self.bounds)
 
 
 def _weight(account: Account) -> int:

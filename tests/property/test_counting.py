@@ -368,6 +368,7 @@ class Counting(RuleBasedStateMachine):
         assert counted <= Counter(self.ended.values()), "a run was counted that did not end, or twice"
         assert sum(totals.durations.buckets) <= sum(self.ended[id_] == "completed" for id_ in self.ended)
         assert len(totals.durations.buckets) == len(BOUNDS) + 1
+        assert totals.durations.native.count == sum(totals.durations.buckets)
         assert totals.missed["malformed"] <= self.malformed, "an item was missed that there is not, or twice"
         if self.true_counts:
             assert totals.missed["unreachable"] <= self.vanished

@@ -2,10 +2,12 @@
 
 import logging
 import shutil
+import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from exporter.modus.discovery import shard_of
@@ -14,7 +16,7 @@ from exporter.runs import account
 from exporter.runs.account import MAX_STATUSES
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Memory, Reading
-from exporter.runs.schema import LedgerError
+from exporter.runs.schema import LedgerError, checksum_of
 from exporter.runs.state import Totals, Watermark
 from tests.simulation import BOUNDS, DAY, START, Clock
 
@@ -274,6 +276,28 @@ def test_other_buckets_are_refused_with_one_line_until_the_histogram_is_reset(
     assert (durations.buckets, finished(anew), durations.created) == ([0, 0, 0], 1, START + 60)
     anew.close()
     Ledger(path, (1.0, 2.0), lookback=DAY, clock=clock).close()
+
+
+def test_native_buckets_go_on_over_a_restart_and_begin_in_a_file_that_has_none(
+    path: str, clock: Clock
+) -> None:
+    with closing(ledger(path, clock)) as book:
+        record(book, a_run("wf:1"), a_run("wf:2", duration_ms=0), a_run("wf:3", duration_ms=2_500))
+        counted = totals(book).durations.native
+        assert (counted.zero, counted.counts) == (1, {40: 1, 11: 1})  # 30 s and 2.5 s
+    with closing(ledger(path, clock)) as book:
+        assert totals(book).durations.native == counted
+    with closing(sqlite3.connect(path)) as db, db:
+        state = msgspec.json.decode(db.execute("SELECT state FROM agent").fetchone()[0])
+        del state["totals"]["durations"]["native"]
+        old = msgspec.json.encode(state)
+        db.execute("UPDATE agent SET state = ?, checksum = ?", (old, checksum_of(old, AGENT)))
+    with closing(ledger(path, clock)) as book:
+        for number in (3, 4):
+            durations = totals(book).durations
+            assert durations.native.count == sum(durations.buckets) == number
+            record(book, a_run("wf:4", duration_ms=100_000))
+        assert durations.native.counts[54] == 1
 
 
 @pytest.mark.parametrize("skew", [0.0, 3600.0, -3600.0])

@@ -107,8 +107,10 @@ def test_totals_go_on_where_they_were_and_no_run_counts_twice(world: World) -> N
             assert +Counter(finished(agent)) == Counter(completed=3, error=1)
             assert agent.totals is not None
             assert agent.totals.created == START - 3 * DAY
-            assert (agent.totals.durations.buckets, agent.totals.durations.sum) == ([0, 0, 3, 0, 0], 60.0)
-            exemplar = agent.totals.durations.exemplars[2]  # type: ignore[index]
+            durations = agent.totals.durations
+            assert (durations.buckets, durations.sum) == ([0, 0, 3, 0, 0], 60.0)
+            assert durations.native.count == 3
+            exemplar = durations.exemplars[2]  # type: ignore[index]
             assert exemplar is not None
             assert exemplar.run_id == world.counted[1].id
             assert not agent.backlog
