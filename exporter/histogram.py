@@ -34,8 +34,8 @@ class Exemplar(msgspec.Struct, frozen=True, gc=False):
 class NativeBuckets(msgspec.Struct, gc=False):
     """Observations in the buckets of Prometheus' native histograms, without those that are empty.
 
-    With `base = 2 ** 2 ** -schema` bucket `i` holds what is above `base ** (i - 1)` and not above `base ** i`;
-    `zero` is the number of those that are not above ZERO_THRESHOLD.
+    With `base = 2 ** 2 ** -schema`, bucket `i` holds what is above `base ** (i - 1)` and not above
+    `base ** i`; `zero` is the number of those that are not above ZERO_THRESHOLD.
     """
 
     schema: int = SCHEMA
@@ -60,7 +60,7 @@ class NativeBuckets(msgspec.Struct, gc=False):
             self._merge_pairs()
 
     def _merge_pairs(self) -> None:
-        """Halve the resolution. To Prometheus that is no reset: each new bucket is the sum of two old ones."""
+        """Halve the resolution: each new bucket is the sum of two old ones, to Prometheus no reset."""
         self.schema -= 1
         finer, self.counts = self.counts, {}
         for bucket, n in finer.items():
@@ -71,8 +71,8 @@ class NativeBuckets(msgspec.Struct, gc=False):
 class Histogram(msgspec.Struct, gc=False):
     """Observations per bucket and their sum, in seconds, since the instant `created` (Unix seconds).
 
-    `buckets` are the classic ones: not cumulative, the last one is +Inf. `exemplars` are one for each of them,
-    or none at all. `native` holds the same observations.
+    `buckets` are the classic ones: not cumulative, the last one is +Inf. `exemplars` are one for each of
+    them, or none at all. `native` holds the same observations.
     """
 
     buckets: list[int]

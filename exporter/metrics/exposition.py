@@ -80,15 +80,15 @@ class Family(Metric):
     def __init__(self, row: Row, snapshot: Snapshot, before: Sequence[str]) -> None:
         super().__init__(row.family, row.help, row.kind)
         del self.samples  # an empty list, which would stand before the property
-        self._row = row
-        self._snapshot = snapshot
+        self.row = row
+        self.snapshot = snapshot
         self._before = before
-        self._bounds = (*(snapshot.bounds if row.per_agent else snapshot.request_bounds), math.inf)
+        self.bounds = (*(snapshot.bounds if row.per_agent else snapshot.request_bounds), math.inf)
 
     @cached_property
     def samples(self) -> list[Sample]:  # type: ignore[override]
         """What `text` writes, as the library has it."""
-        agents = [(str(agent.id),) for agent in self._snapshot.agents] if self._row.per_agent else [()]
+        agents = [(str(agent.id),) for agent in self.snapshot.agents] if self.row.per_agent else [()]
         return [
             sample
             for agent, points in zip(agents, self.points(), strict=True)
@@ -98,22 +98,22 @@ class Family(Metric):
 
     def points(self) -> Iterable[Sequence[Point]]:
         """The row's points of each agent; or those of no agent."""
-        if self._row.per_agent:
-            return map(self._row.per_agent, self._snapshot.agents)
-        return [self._row.overall(self._snapshot)] if self._row.overall else []
+        if self.row.per_agent:
+            return map(self.row.per_agent, self.snapshot.agents)
+        return [self.row.overall(self.snapshot)] if self.row.overall else []
 
     def text(self, openmetrics: bool) -> Iterable[str]:
         """The family as the library writes it, in pieces of one point.
 
         The text format has neither exemplars nor `_created`, for which the library makes further families.
         """
-        name = self.name if openmetrics else self._row.name
+        name = self.name if openmetrics else self.row.name
         head = f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"
         return chain([head], self._lines(openmetrics))
 
     def _lines(self, openmetrics: bool) -> Iterator[str]:
-        name, created_name = self._row.name, f"{self.name}_created"
-        show_created = openmetrics and self._snapshot.show_created
+        name, created_name = self.row.name, f"{self.name}_created"
+        show_created = openmetrics and self.snapshot.show_created
         own: dict[tuple[str, ...], tuple[str, list[str]]] = {}  # label values -> as text, for all agents
         for before, points in zip(self._before, self.points(), strict=True):
             for point in points:
@@ -136,27 +136,27 @@ class Family(Metric):
 
     def _own_labels(self, values: tuple[str, ...]) -> tuple[str, list[str]]:
         """The row's own labels as text up to the value: of a point, and of each bucket of a histogram."""
-        names = self._row.labels
-        start, alone = (",", "} ") if self._row.per_agent else ("{", " ")
-        les = map(_number, self._bounds if self.type == "histogram" else ())
+        names = self.row.labels
+        start, alone = (",", "} ") if self.row.per_agent else ("{", " ")
+        les = map(_number, self.bounds if self.type == "histogram" else ())
         buckets = [f"{start}{_pairs((*names, 'le'), (*values, le))}}} " for le in les]
         return f"{start}{_pairs(names, values)}}} " if names else alone, buckets
 
     def _samples(self, agent: tuple[str, ...], point: Point) -> Iterator[Sample]:
         values = map(printable, (*agent, *point.labels))
-        labels = dict(zip(self._row.all_labels, values, strict=True))
+        labels = dict(zip(self.row.all_labels, values, strict=True))
         value = point.value
         if isinstance(value, Histogram):
             cumulative = list(accumulate(value.buckets))
             exemplars = value.exemplars or repeat(None, len(cumulative))
-            for bound, count, newest in zip(self._bounds, cumulative, exemplars, strict=True):
+            for bound, count, newest in zip(self.bounds, cumulative, exemplars, strict=True):
                 le = labels | {"le": _number(bound)}
                 yield Sample(f"{self.name}_bucket", le, count, None, _sample_exemplar(newest))
             yield Sample(f"{self.name}_count", labels, cumulative[-1])
             yield Sample(f"{self.name}_sum", labels, value.sum)
         else:
-            yield Sample(self._row.name, labels, value)
-        if point.created is not None and self._snapshot.show_created:
+            yield Sample(self.row.name, labels, value)
+        if point.created is not None and self.snapshot.show_created:
             yield Sample(f"{self.name}_created", labels, point.created)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from exporter.histogram import Exemplar, Histogram
+from exporter.histogram import Exemplar, Histogram, NativeBuckets
 from exporter.metrics.exposition import families
 from exporter.metrics.table import AgentSnapshot, Snapshot
 from exporter.modus.model import Run
@@ -46,14 +46,23 @@ RUN_IDS = TEXT | st.integers(121, 124).map(lambda length: "x" * length)  # the l
 NEWEST = st.none() | st.builds(Exemplar, RUN_IDS, FINITE, INSTANTS)
 
 
+NATIVE = st.builds(
+    NativeBuckets,
+    schema=st.integers(-4, 3),
+    zero=st.integers(0, 2**53),
+    counts=st.dictionaries(st.integers(-30, 30) | st.integers(-2000, 2000), st.integers(1, 2**53)),
+)
+
+
 def histograms(bounds: int, exemplars: st.SearchStrategy[Exemplar | None]) -> st.SearchStrategy[Histogram]:
     buckets = bounds + 1
     return st.builds(
         Histogram,
-        buckets=st.lists(st.integers(0, 2**53), min_size=buckets, max_size=buckets),
+        buckets=st.lists(st.integers(0, 2**50), min_size=buckets, max_size=buckets),
         created=INSTANTS,
         sum=FINITE,
         exemplars=st.just([]) | st.lists(exemplars, min_size=buckets, max_size=buckets),
+        native=NATIVE,
     )
 
 
