@@ -25,6 +25,7 @@ from exporter.config import (
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.log import fields
+from exporter.metrics import protobuf
 from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import write
 from exporter.metrics.settings import Settings
@@ -34,6 +35,7 @@ from exporter.modus.errors import ApiError
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 from exporter.scalars import Positive, Secret
+from exporter.web.negotiation import Format
 
 DEMO_RETENTION = 7 * 86400.0  # seconds
 LAST_COMMIT = 2.0  # seconds that a slow disk may hold up the end
@@ -65,14 +67,18 @@ class App:
         self.collector = RunsCollector(
             self._client, self._ledger, settings(config, shard), reload_state=lambda: self._reloaded
         )
+        self._protobuf = protobuf.Writer()
         self._others = ProcessCollector(registry=None), PlatformCollector(registry=None)
 
-    def metrics(self, timeout: float | None, openmetrics: bool) -> Iterator[bytes]:
+    def metrics(self, timeout: float | None, form: Format) -> Iterator[bytes]:
         """The exposition in pieces, for a caller who waits `timeout` seconds (None: the default timeout)."""
         registry = CollectorRegistry()
         for collector in (self.collector.within(timeout), *self._others):
             registry.register(collector)
-        yield from write(registry.collect(), openmetrics)
+        if form == "protobuf":
+            yield from self._protobuf.write(registry.collect())
+        else:
+            yield from write(registry.collect(), form == "openmetrics")
 
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing. Raises ConfigError and ApiError."""

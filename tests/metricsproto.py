@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
-from google.protobuf.internal.decoder import _DecodeVarint32
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 # message: field: (number, type); a type in capitals is a message, one with * is repeated
 MODEL = {
@@ -107,7 +107,13 @@ def families(exposition: bytes) -> Iterator[Any]:
     """The messages of an exposition. Raises DecodeError, and AssertionError for what nobody described."""
     at = 0
     while at < len(exposition):
-        size, at = _DecodeVarint32(exposition, at)
+        size = shift = 0
+        while True:
+            octet, at = exposition[at], at + 1
+            size |= (octet & 127) << shift
+            shift += 7
+            if octet < 128:
+                break
         family = MetricFamily.FromString(exposition[at : at + size])
         assert at + size <= len(exposition)
         assert not _unknown(family), family
@@ -116,8 +122,6 @@ def families(exposition: bytes) -> Iterator[Any]:
 
 
 def _unknown(message: Any) -> bool:
-    from google.protobuf.unknown_fields import UnknownFieldSet
-
     if len(UnknownFieldSet(message)):
         return True
     parts = [value for field, value in message.ListFields() if field.message_type]

@@ -22,11 +22,11 @@ from tests.oracle import rendered
 NAME = 'Support "EU" \\ Zürich\n東京'
 
 
-def exposition(openmetrics: bool) -> bytes:
+def exposition(form: str) -> bytes:
     up = GaugeMetricFamily("modus_up", "All agents were read.", 1)
     runs = CounterMetricFamily("modus_runs", "Runs.", labels=["agent_name"])
     runs.add_metric([NAME], 3)
-    return rendered([up, runs], openmetrics)
+    return rendered([up, runs], form == "openmetrics")
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Site:
 
 @contextlib.contextmanager
 def running(
-    scrape=lambda timeout, openmetrics: [exposition(openmetrics)],
+    scrape=lambda timeout, form: [exposition(form)],
     failure=None,
     config=None,
     path="/metrics",

@@ -73,7 +73,7 @@ class Writer:
                     labels = own[point.labels] = _pairs(sorted(zip(row.labels, point.labels, strict=True)))
                 value = point.value
                 if kind == "gauge":
-                    content = f"\x12\x09\x09{_double(value)}"
+                    content = f"\x12\x09\x09{_number(value)}"
                 elif isinstance(value, Histogram):
                     known = self._kept.get(id(value)) or (value, _field("\x3a", _histogram(value, bounds)))
                     content = known[1]
@@ -83,7 +83,7 @@ class Writer:
                         since = point.created
                         created = "" if since is None else _timestamp("\x1a", since)
                         counter = f"\x1a{_varint(9 + len(created))}\x09"
-                    content = f"{counter}{_double(value)}{created}"
+                    content = f"{counter}{_number(value)}{created}"
                 size = len(agent) + len(labels) + len(content)
                 yield f'"{_varint(size)}{agent}{labels}{content}'
 
@@ -240,9 +240,11 @@ def _signed(number: int) -> str:
     return _varint(2 * number if number >= 0 else -2 * number - 1)
 
 
-@lru_cache(maxsize=4096)
 def _double(number: float) -> str:
     return struct.pack("<d", number).decode(BYTES)
+
+
+_number = lru_cache(maxsize=4096)(_double)  # most values are small counts; -0.0 becomes 0.0
 
 
 def _field(key: str, content: str) -> str:

@@ -2,11 +2,16 @@
 
 import math
 import re
+from typing import Literal
+
+Format = Literal["text", "openmetrics", "protobuf"]
 
 MAX_TIMEOUT_SECONDS = 300.0  # of X-Prometheus-Scrape-Timeout-Seconds
 
 _PART = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _PIECE = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+')
+_PROTO = "io.prometheus.client.MetricFamily"
+_ESCAPING = ("allow-utf-8", "underscores", "dots", "values")
 _NUMBER = re.compile(r"\+?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -30,23 +35,30 @@ def _unquoted(value: str) -> str:
     return value
 
 
-def negotiate(accept: str) -> tuple[bool, str]:
-    """Whether to answer in OpenMetrics, and the content type; what is not understood gets text 0.0.4.
+def negotiate(accept: str) -> tuple[Format, str]:
+    """The format to answer in, and the content type; what is not understood gets text 0.0.4.
 
     The names of our metrics need no escaping, so every version and escaping scheme that Prometheus
     asks for reads the same.
     """
     for weight, media, parameters in _preferences(accept):
+        escaping = parameters.get("escaping")
+        suffix = f"; escaping={escaping}" if escaping in _ESCAPING else ""
+        if weight and media == "application/vnd.google.protobuf":
+            if parameters.get("proto") == _PROTO.lower() and parameters.get("encoding") == "delimited":
+                return "protobuf", f"{media}; proto={_PROTO}; encoding=delimited{suffix}"
+            continue
         openmetrics = media == "application/openmetrics-text"
         known = ("1.0.0", "0.0.1") if openmetrics else ("0.0.4", "1.0.0")
         version = parameters.get("version", known[0])
         if weight and version in known and (openmetrics or media in ("text/plain", "text/*", "*/*")):
-            escaping = parameters.get("escaping")
-            named = version == "1.0.0" and escaping in ("allow-utf-8", "underscores", "dots", "values")
             kind = "application/openmetrics-text" if openmetrics else "text/plain"
-            suffix = f"; escaping={escaping}" if named else ""
-            return openmetrics, f"{kind}; version={version}; charset=utf-8{suffix}"
-    return False, "text/plain; version=0.0.4; charset=utf-8"
+            suffix = suffix if version == "1.0.0" else ""
+            return (
+                "openmetrics" if openmetrics else "text",
+                f"{kind}; version={version}; charset=utf-8{suffix}",
+            )
+    return "text", "text/plain; version=0.0.4; charset=utf-8"
 
 
 def gzip_accepted(accept_encoding: str) -> bool:

@@ -110,11 +110,11 @@ def _page(response: Response) -> Handler:
 
 def _metrics(scrapes: Scrapes) -> Handler:
     async def metrics(request: Request) -> Response:
-        openmetrics, content_type = negotiate(request.headers.get("accept", ""))
+        form, content_type = negotiate(request.headers.get("accept", ""))
         zipped = gzip_accepted(request.headers.get("accept-encoding", ""))
         timeout = scrape_timeout(request.headers.get("x-prometheus-scrape-timeout-seconds"))
         try:
-            body = await scrapes.body(Kind(timeout, openmetrics, zipped), request.client)
+            body = await scrapes.body(Kind(timeout, form, zipped), request.client)
         except HTTPError:
             raise
         except Exception as exc:
@@ -167,9 +167,9 @@ def serve(
 
     A scrape may be at work still, in a thread that only `os._exit` does not wait for.
 
-    `scrape` gets the scraper's timeout in seconds, 300 at most, or None, and whether to answer in
-    OpenMetrics; it gives the exposition in pieces, and is called in several threads at once. The first piece
-    is awaited in one thread, all others are taken in another. `reload` (SIGHUP, and POST /-/reload with
+    `scrape` gets the scraper's timeout in seconds, 300 at most, or None, and the format to answer in; it
+    gives the exposition in pieces, and is called in several threads at once. The first piece is awaited in
+    one thread, all others are taken in another. `reload` (SIGHUP, and POST /-/reload with
     `enable_lifecycle`) raises with a one-line message when it fails, and is called by one thread at a time.
     `systemd_socket` takes the sockets of the socket unit in place of the addresses. `external_url` is where
     the world sees us; its path is the prefix of all pages, unless `route_prefix` says otherwise.

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from exporter.web.executor import BoundedExecutor
 from exporter.web.messages import too_busy
+from exporter.web.negotiation import Format
 
-Scrape = Callable[[float | None, bool], Iterable[bytes]]  # timeout, OpenMetrics or text -> the exposition
+Scrape = Callable[[float | None, Format], Iterable[bytes]]  # timeout, format -> the exposition
 
 MAX_SCRAPES = 32  # under way at once; as many more wait for a place
 MAX_ALIKE = 4  # of the same kind
@@ -27,7 +28,7 @@ class Kind:
     """What a caller asks for."""
 
     timeout: float | None  # seconds
-    openmetrics: bool
+    form: Format
     zipped: bool
 
 
@@ -106,7 +107,7 @@ class Scrapes:
             timeout = None if kind.timeout is None else kind.timeout - (now() - flight.asked)
             if timeout is not None and timeout <= 0:
                 raise too_busy()
-            pieces = iter(self._scrape(timeout, kind.openmetrics))
+            pieces = iter(self._scrape(timeout, kind.form))
             return next(pieces, b""), pieces
 
         first, rest = await self._reading.run(read)

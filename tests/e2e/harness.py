@@ -23,6 +23,7 @@ from prometheus_client.openmetrics.parser import text_fd_to_metric_families
 from prometheus_client.samples import Sample
 
 T = TypeVar("T")
+PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -135,6 +136,27 @@ class Exporter(Process):
     def scrape(self) -> "Scrape":
         return Scrape(self.exposition())
 
+    def native(self, agent_id: int) -> dict[float, int]:
+        """The agent's durations as protobuf has them: the native buckets by their upper bounds, 0 for zero.
+
+        They and the classic ones are of the same runs; none before the agent's first sample.
+        """
+        from tests import metricsproto  # most tests do without protobuf's runtime
+
+        headers = {"Accept": PROTOBUF}
+        with requests.get(f"{self.url}/metrics", headers=headers, timeout=30) as answer:
+            answer.raise_for_status()
+            assert answer.headers["Content-Type"] == PROTOBUF
+        for family in metricsproto.families(answer.content):
+            for metric in family.metric if family.name == "modus_agent_run_duration_seconds" else ():
+                if metric.label[0].value == str(agent_id):
+                    histogram, buckets = metric.histogram, metricsproto.native_buckets(metric.histogram)
+                    counted = histogram.zero_count + sum(buckets.values())
+                    assert counted == histogram.sample_count == histogram.bucket[-1].cumulative_count
+                    bounds = {2 ** (n / 2**histogram.schema): count for n, count in buckets.items()}
+                    return {0.0: histogram.zero_count, **bounds}
+        return {}
+
 
 class Scrape:
     """The samples of one exposition."""
@@ -200,6 +222,15 @@ def program(*names: str) -> str:
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def native_histograms() -> tuple[tuple[str, ...], str]:
+    """How the installed Prometheus is told to ask for them: its features, and a setting of a scrape."""
+    said = subprocess.run([program("prometheus"), "--version"], capture_output=True, text=True, check=True)
+    version = re.search(r"version (\d+)\.(\d+)", said.stdout + said.stderr)
+    assert version
+    stable = (int(version[1]), int(version[2])) >= (3, 8)
+    return ((), "scrape_native_histograms: true,") if stable else (("native-histograms",), "")
 
 
 class Prometheus(Process):

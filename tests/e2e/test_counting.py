@@ -40,7 +40,7 @@ def counted(scrape: Scrape) -> Counter[str]:
 def test_no_run_is_lost_or_repeated_over_many_kills(modus: SimulatedModus, tmp_path: Path) -> None:
     rng = random.Random(1)  # noqa: S311
     file = config(tmp_path, modus.url, AGENT)
-    shown, gone = Counter[str](), Counter[str]()
+    shown, gone, durations = Counter[str](), Counter[str](), Counter[float]()
     for _ in range(KILLS):
         for _ in range(rng.randrange(1, 6)):
             now = modus.clock()
@@ -59,6 +59,9 @@ def test_no_run_is_lost_or_repeated_over_many_kills(modus: SimulatedModus, tmp_p
                 now_shown = counted(running.scrape())
                 assert now_shown >= shown, "a counter stepped back"
                 shown = now_shown
+                native = Counter(running.native(AGENT))
+                assert native >= durations, "a native bucket stepped back"
+                durations = native
                 for run in over:
                     if rng.random() < 0.1:  # the platform forgets it: only the ledger still knows
                         gone[run.outcome] += 1
@@ -67,10 +70,12 @@ def test_no_run_is_lost_or_repeated_over_many_kills(modus: SimulatedModus, tmp_p
     with exporter(tmp_path, "--config.file", str(file)) as running:
         wait_for("all runs ended", lambda: not [run for run in modus.runs(AGENT) if run.listed == "running"])
         scrape = running.scrape()
+        native = running.native(AGENT)
     everything = gone + ended(modus)
     assert gone
     assert counted(scrape) == everything
     assert scrape.value("modus_agent_run_duration_seconds_count") == everything["completed"]
+    assert sum(native.values()) == everything["completed"]
 
 
 def shift_pages(modus: SimulatedModus, started: list[SimulatedRun]) -> None:

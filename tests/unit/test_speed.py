@@ -16,6 +16,7 @@ import requests
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.exposition import families, write
+from exporter.metrics.protobuf import Writer
 from exporter.metrics.table import Snapshot
 from exporter.modus.client import ModusClient
 from exporter.runs.threads import KeptThreads
@@ -129,6 +130,26 @@ def test_the_exposition_comes_in_pieces_that_do_not_grow_with_the_fleet(world: W
     pieces = [len(piece) for piece in write(families(large), True)]
     assert sum(pieces) > 3_000_000
     assert max(pieces) < 1_000_000
+
+
+def test_protobuf_comes_in_pieces_too(world: World) -> None:
+    snapshot = world.scrape()
+    large = replace(snapshot, agents=list(snapshot.agents) * 25)
+    pieces = [len(piece) for piece in Writer().write(families(large))]
+    assert sum(pieces) > 2_000_000
+    assert max(pieces) < 1_000_000
+
+
+def test_a_histogram_that_did_not_change_is_not_written_anew_in_protobuf(world: World) -> None:
+    writer = Writer()
+    first = calls(lambda: list(writer.write(families(world.scrape()))))
+    scraped = world.scrape()
+    again = calls(lambda: list(writer.write(families(scraped))))
+    assert again < first - 10 * len(AGENTS)
+    assert b"".join(writer.write(families(scraped))) == b"".join(Writer().write(families(scraped)))
+    world.modus.start_run(1, world.clock() - 100, lasts=30.0)
+    scraped = world.scrape()
+    assert b"".join(writer.write(families(scraped))) == b"".join(Writer().write(families(scraped)))
 
 
 def test_runs_are_let_go_as_soon_as_they_are_counted(tmp_path: Path) -> None:

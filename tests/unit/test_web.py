@@ -23,6 +23,18 @@ from tests.webserver import awaited, exposition, running
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
+PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+NATIVE_2 = (  # with --enable-feature=native-histograms
+    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,"
+    "application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+NATIVE_3 = (
+    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;"
+    "escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+    "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
+    "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+)
 PROMETHEUS_2 = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 PROMETHEUS_3 = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -73,7 +85,32 @@ def site():
     ],
 )
 def test_the_best_format_that_the_client_names_is_chosen(accept, expected):
-    assert negotiate(accept) == (expected.startswith("application"), expected)
+    openmetrics = expected.startswith("application")
+    assert negotiate(accept) == ("openmetrics" if openmetrics else "text", expected)
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (NATIVE_2, PROTOBUF),
+        (NATIVE_3, f"{PROTOBUF}; escaping=allow-utf-8"),
+        (f"text/plain;q=0.5,{PROTOBUF};q=0.6", PROTOBUF),
+        (PROTOBUF.upper(), PROTOBUF),
+        (PROTOBUF.replace("=delimited", '="delimited"'), PROTOBUF),
+        (f"{PROTOBUF};q=0.5,text/plain", TEXT),
+        (f"{PROTOBUF};q=0", TEXT),
+        (PROTOBUF.replace("delimited", "text"), TEXT),
+        (PROTOBUF.replace("delimited", "compact-text") + ",application/openmetrics-text;q=0.1", OPENMETRICS),
+        (PROTOBUF.replace("MetricFamily", "Metric"), TEXT),
+        ("application/vnd.google.protobuf", TEXT),
+        ("application/vnd.google.protobuf;encoding=delimited", TEXT),
+        ("application/*", TEXT),
+    ],
+)
+def test_protobuf_is_for_those_who_name_the_message_and_want_nothing_better(accept, expected):
+    form, content_type = negotiate(accept)
+    assert content_type == expected
+    assert (form == "protobuf") == expected.startswith(PROTOBUF)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +160,10 @@ def test_metrics_are_served_in_the_format_asked_for(site):
         200,
         f"{OPENMETRICS}; escaping=allow-utf-8",
     )
-    assert answer.data == exposition(openmetrics=True)
+    assert answer.data == exposition("openmetrics")
     plain = site.get("/metrics", Accept="text/plain;version=abc")
     assert (plain.status, plain.headers["content-type"]) == (200, TEXT)
-    assert plain.data == exposition(openmetrics=False)
+    assert plain.data == exposition("text")
 
 
 def test_metrics_are_compressed_when_accepted_and_caches_are_told(site):
@@ -145,7 +182,7 @@ def test_head_answers_as_get_does_without_the_body(site):
 
 def test_the_scrapers_timeout_reaches_the_scrape():
     seen = []
-    with running(scrape=lambda timeout, openmetrics: seen.append(timeout) or []) as site:
+    with running(scrape=lambda timeout, form: seen.append(timeout) or []) as site:
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="7.5")
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="-inf")
         site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="1e10")
@@ -160,7 +197,7 @@ def test_scrapes_one_after_the_other_come_from_one_thread():
     """Each new thread would leave memory behind that nobody else uses."""
     threads = []
 
-    def scrape(timeout, openmetrics):
+    def scrape(timeout, form):
         threads.append(threading.current_thread())
         return []
 
@@ -171,7 +208,7 @@ def test_scrapes_one_after_the_other_come_from_one_thread():
 
 
 def test_a_failing_scrape_is_a_500_and_one_line_in_the_log(caplog):
-    def scrape(timeout, openmetrics):
+    def scrape(timeout, form):
         raise RuntimeError("it broke\nhere")
 
     with running(scrape=scrape) as site:
@@ -208,14 +245,14 @@ def test_the_landing_page_says_what_this_is_and_links_on():
 
 def test_a_telemetry_path_of_slash_takes_the_landing_pages_place():
     with running(path="/") as site:
-        assert site.get("/").data == exposition(openmetrics=False)
+        assert site.get("/").data == exposition("text")
 
 
 @pytest.mark.parametrize("path", ["metrics", "", "/{x}", "/a b", "/a?b", "/ä"])
 def test_a_telemetry_path_that_is_no_path_is_refused(path):
     with pytest.raises(WebError, match=r"^--web.telemetry-path: expected a path like /metrics, got "):
         application(
-            scrape=lambda timeout, openmetrics: [],
+            scrape=lambda timeout, form: [],
             reloads=Reloads(lambda: None),
             places=Places(),
             telemetry_path=path,
@@ -483,10 +520,10 @@ def test_a_burst_of_0_allows_nothing_as_in_the_toolkit():
 def test_a_thread_that_the_system_refuses_makes_it_slower_and_nothing_else(monkeypatch):
     entered, release = threading.Semaphore(0), threading.Event()
 
-    def scrape(timeout, openmetrics):
+    def scrape(timeout, form):
         entered.release()
         release.wait(20)
-        return [exposition(openmetrics)]
+        return [exposition(form)]
 
     def refused(thread):
         raise RuntimeError("can't start new thread")

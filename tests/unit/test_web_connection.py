@@ -161,7 +161,7 @@ def test_what_is_not_http_is_400(site, data):
 def test_nonsense_in_a_body_ends_the_connection_and_nothing_else(caplog):
     entered, release = threading.Event(), threading.Event()
     with running(
-        scrape=lambda timeout, openmetrics: entered.set() or (release.wait(20) and [exposition(openmetrics)])
+        scrape=lambda timeout, form: entered.set() or (release.wait(20) and [exposition(form)])
     ) as site:
         with socket.create_connection(("127.0.0.1", site.port)) as sock:
             sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -283,10 +283,10 @@ def test_an_idle_connection_ends_when_the_certificate_changes(ca, write):
 def test_a_connection_that_is_busy_when_the_web_configuration_changes_ends_after_its_answer(ca, write):
     entered, release = threading.Event(), threading.Event()
 
-    def scrape(timeout, openmetrics):
+    def scrape(timeout, form):
         entered.set()
         release.wait(20)
-        return [exposition(openmetrics)]
+        return [exposition(form)]
 
     with running(scrape=scrape, config=write("")) as site, site.connect() as sock:
         sock.sendall(KEEP.replace(b"/", b"/metrics", 1))
@@ -323,7 +323,7 @@ def test_a_request_on_an_old_tls_connection_is_not_answered(ca, write, monkeypat
 def test_every_form_of_a_target_is_understood(site, target):
     answer = exchange(site.port, f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert answer.endswith(exposition(openmetrics=False))
+    assert answer.endswith(exposition("text"))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Lines(logging.Formatter):
 handler = logging.StreamHandler(sys.stdout)
 handler.setFormatter(Lines())
 logging.basicConfig(level=logging.INFO, handlers=[handler])
-def scrape(timeout, openmetrics):
+def scrape(timeout, form):
     os.write(1, b"scraping\\n")  # whole lines, also from several threads at once
     time.sleep(min(timeout or 0, 60) if size else 0)
     for file in [open("/dev/null") for _ in range(scarce // 3)]:  # as connections to the API

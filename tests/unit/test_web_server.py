@@ -15,7 +15,7 @@ from tests.webfiles import TLS
 from tests.webserver import awaited, closed_by_peer, running, slow_reader, was_dropped
 
 
-def long_pass(timeout, openmetrics):
+def long_pass(timeout, form):
     """A pass whose exposition is some 16 MB: more than the buffers of any socket."""
     return (b'modus_agent_runs{agent_name="%05d%s"} 1.0\n' % (n, b"x" * 4_000) for n in range(4_000))
 
@@ -93,7 +93,7 @@ def test_when_all_places_are_taken_the_longest_idle_makes_room(ca, write, monkey
 def test_a_request_that_is_being_answered_never_makes_room(monkeypatch):
     monkeypatch.setattr(places, "MAX_CONNECTIONS", 3)
     entered, release = threading.Semaphore(0), threading.Event()
-    with running(scrape=lambda timeout, openmetrics: entered.release() or (release.wait(20) and [])) as site:
+    with running(scrape=lambda timeout, form: entered.release() or (release.wait(20) and [])) as site:
         answers = []
         scrapers = [
             threading.Thread(target=lambda: answers.append(site.get("/metrics").status)) for _ in range(3)
@@ -122,7 +122,7 @@ def held():
     """A scrape that waits for `release`, and a list with an entry for each that has begun."""
     entered, release = [], threading.Event()
 
-    def scrape(timeout, openmetrics):
+    def scrape(timeout, form):
         entered.append(timeout)
         release.wait(20)
         return [b"# %d\n" % len(entered)]
@@ -203,7 +203,7 @@ def test_health_is_answered_while_texts_are_written():
     """Nothing that takes long is done between two requests: not even the pieces are joined there."""
     release = threading.Event()
 
-    def pieces(timeout, openmetrics):
+    def pieces(timeout, form):
         yield b"first"
         release.wait(20)
 
