@@ -39,24 +39,37 @@ Ask = Callable[[str | None, int], RunsPage]  # page token, page size -> page; ra
 
 
 def read_newest(
-    mark: Watermark, ask: Ask, *, size: int, full_size: int, lookback: float
+    mark: Watermark,
+    ask: Ask,
+    *,
+    size: int,
+    full_size: int,
+    lookback: float,
+    is_unread: Callable[[str], bool] = lambda _: True,
 ) -> tuple[RunsPage, Watermark]:
     """Read the first page, asking for `size` runs, or `full_size` when those do not suffice.
 
     Where the page does not reach what is known, the watermark gets a backlog for `catch_up`. At the
-    first sight of an agent what started in the last `lookback` seconds is to be read. Raises ApiError.
+    first sight of an agent what started in the last `lookback` seconds is to be read. `is_unread` tells
+    whether a malformed item was not met before: one that was hides nothing below it. Raises ApiError.
     """
+
+    def suffices(page: RunsPage, by_start: bool | None) -> bool:
+        # by the ends, an open one stays on top of what ends later
+        known = 0 if by_start is False else sum(not is_unread(key) for key in page.malformed)
+        return reaches(page, floor, by_start, known)
+
     page = ask(None, size)
     if mark.newest is not None and mark.floor is not None and mark.newest > page.now:
         # the clock stepped back: new runs start below older ones, and its new time is what counts
         mark = replace(mark, newest=page.now, first_seen=page.now, floor=min(mark.floor, page.now - MARGIN))
     floor = page.now - lookback if mark.floor is None else min(mark.floor, page.now - MARGIN)
     by_start = order(page, mark.by_start)
-    if size < full_size and not reaches(page, floor, by_start):
+    if size < full_size and not suffices(page, by_start):
         size, page = full_size, ask(None, full_size)
         by_start = order(page, by_start)
     backlogs = mark.backlogs
-    if not reaches(page, floor, by_start):
+    if not suffices(page, by_start):
         backlogs = _few((Backlog(floor, size, page.next_page_token, pages=1), *backlogs))
     # a start in the future would hide later ones
     newest = max((min(start, page.now) for start in _starts(page)), default=mark.newest)
@@ -159,13 +172,16 @@ def _descends(keys: list[float]) -> bool:
     return all(newer >= older for newer, older in pairwise(keys))
 
 
-def reaches(page: RunsPage, floor: float, by_start: bool | None) -> bool:
-    """Whether all beyond this page is from before `floor`: by start, or by end where that is no order."""
+def reaches(page: RunsPage, floor: float, by_start: bool | None, known: int = 0) -> bool:
+    """Whether all beyond this page is from before `floor`: by start, or by end where that is no order.
+
+    Items without times tell nothing, but for the `known` ones.
+    """
     if page.next_page_token is None:
         return True
     tail = _keys(page, by_start)[-TAIL:]
-    enough = min(TAIL, len(page.runs) + len(page.malformed))  # items without times tell nothing
-    return bool(tail) and len(tail) >= enough and max(tail) < floor
+    enough = min(TAIL, len(page.runs) + len(page.malformed) - known)
+    return bool(tail or known) and len(tail) >= enough and max(tail, default=-math.inf) < floor
 
 
 def _keys(page: RunsPage, by_start: bool | None) -> list[float]:

@@ -183,7 +183,12 @@ class AgentReader:
         limits, before = self._limits, reading.watermark
         size = reading.memory.page_size or limits.page_size
         page, watermark = paging.read_newest(
-            before, api.runs, size=size, full_size=limits.page_size, lookback=limits.lookback
+            before,
+            api.runs,
+            size=size,
+            full_size=limits.page_size,
+            lookback=limits.lookback,
+            is_unread=known.is_unread,
         )
         size = paging.next_page_size(page, before, watermark, limits.page_size)
         reading.memory = replace(reading.memory, page_size=size)

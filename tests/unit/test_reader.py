@@ -516,6 +516,43 @@ def test_c9_items_that_cannot_be_read_cost_themselves_and_are_missed_once(
     world.exporter.close()
 
 
+def test_c9_a_page_of_nothing_but_what_could_not_be_read_before_is_no_reason_to_walk_on(
+    tmp_path: Path,
+) -> None:
+    world = Recorded(tmp_path, page_size=10)
+    for n in range(60):
+        world.modus.start_run(AGENT, lasts=1.0, raw=b'{"id": "broken %d"}' % n)
+    world.scrapes(3)
+    assert world.missed == {"malformed": 60}
+    world.scrapes(1)
+    assert world.asked == ["list_runs"]
+    world.scrapes(100)
+    world.history(25, apart=1)
+    assert world.scrapes(1) == Counter(completed=25)
+    reconciled = world.exporter.ledger.agents()[AGENT].last_reconciled
+    assert reconciled is not None
+    assert world.clock() - reconciled < 2 * 3600
+    world.exporter.close()
+
+
+def test_c9_in_the_order_of_ends_runs_that_end_below_open_ones_that_cannot_be_read_are_counted(
+    tmp_path: Path,
+) -> None:
+    world = Recorded(tmp_path, page_size=10, order="close")
+    for n in range(6):
+        world.modus.start_run(AGENT, lasts=(5.0, 900.0)[n % 2])
+        world.clock.advance(400)
+    for n in range(12):
+        world.modus.start_run(AGENT, raw=b'{"id": "broken %d"}' % n)
+    world.scrapes(10)
+    world.modus.counts_fault = lambda counts: None  # no checksum to find them by
+    for _ in range(5):
+        world.modus.start_run(AGENT, lasts=30.0)
+        world.clock.advance(60)
+    assert world.scrapes(2) == Counter(completed=11)
+    world.exporter.close()
+
+
 def test_c10_counts_that_are_no_numbers_touch_no_counting(tmp_path: Path) -> None:
     world = Recorded(tmp_path)
     world.modus.counts_fault = lambda counts: counts | {"completed": "12", "error": 3.0, "running": None}
