@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from exporter.modus.model import TOTAL_COUNT, Run, RunsPage
+from exporter.modus.model import TOTAL_COUNT, Run
 from exporter.runs import paging
 from exporter.runs.state import Backlog, Watermark
 
@@ -68,7 +68,6 @@ class Walk:
 
     backlog: Backlog
     began: float  # the API's clock
-    by_start: bool | None = None  # what its pages so far tell of the order
     met: frozenset[str] = frozenset()  # ids on those pages
     restarted: bool = False  # page tokens do not live from one scrape to the next
 
@@ -113,7 +112,7 @@ def reconcile(api: "AgentApi", known: "Known", reading: "Reading", limits: "Limi
     for page, mark in read_on:
         reading.add(page)
         met.update(run.id for run in page.runs)
-        walk = _after(walk, page, mark, frozenset(met))
+        walk = _after(walk, mark, frozenset(met))
         found = reading.new(known) - new
         new |= found
         checksum = reading.memory.checksum
@@ -127,7 +126,6 @@ def _end_walk(reading: "Reading", walk: Walk) -> None:
     """Note that the whole lookback was compared; what is still owed then comes late, or never."""
     memory, checksum = reading.memory, reading.memory.checksum
     reading.reconciled = walk.began
-    reading.watermark = _with_order(reading.watermark, by_start=walk.by_start)
     retry_in = (memory.retry_in * 2 or FIRST_RETRY) if checksum.owed > 0 else 0.0
     if checksum.owed > 0 and walk.began - checksum.since >= LATEST_INDEX:
         reading.unreachable = checksum.owed
@@ -137,11 +135,7 @@ def _end_walk(reading: "Reading", walk: Walk) -> None:
     )
 
 
-def _after(walk: Walk, page: RunsPage, mark: Watermark, met: frozenset[str]) -> Walk:
+def _after(walk: Walk, mark: Watermark, met: frozenset[str]) -> Walk:
     backlog = mark.backlogs[0] if mark.backlogs else walk.backlog
     restarted = walk.restarted or (bool(mark.backlogs) and backlog.pages <= walk.backlog.pages)
-    return Walk(backlog, walk.began, paging.order(page, walk.by_start), met, restarted)
-
-
-def _with_order(mark: Watermark, *, by_start: bool | None) -> Watermark:
-    return Watermark(mark.newest, mark.first_seen, mark.floor, by_start, mark.backlogs)
+    return Walk(backlog, walk.began, met, restarted)
