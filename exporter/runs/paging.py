@@ -55,9 +55,11 @@ def read_newest(
     """
 
     def suffices(page: RunsPage, by_start: bool | None) -> bool:
-        # by the ends, an open one stays on top of what ends later
-        known = 0 if by_start is False else sum(not is_unread(key) for key in page.malformed)
-        return reaches(page, floor, by_start, known)
+        if by_start is False:  # an open one stays on top of what ends later
+            return reaches(page, floor, by_start)
+        known = sum(not is_unread(key) for key in page.malformed)
+        # nothing but open runs tells no order; were it that of ends, the counts or the comparison would tell
+        return reaches(page, floor, by_start or mark.floor is not None, known)
 
     page = ask(None, size)
     if mark.newest is not None and mark.floor is not None and mark.newest > page.now:
@@ -152,7 +154,7 @@ def next_page_size(page: RunsPage, before: Watermark, after: Watermark, full_siz
     """The smallest page that should reach what is known at the next scrape, if as much happens again."""
     if before.newest is None or after.floor is None:
         return full_size
-    unsettled = sum(key >= after.floor for key in _keys(page, after.by_start))
+    unsettled = sum(key >= after.floor for key in _keys(page, after.by_start is not False))
     new = sum(start > before.newest for start in _starts(page))
     needed = unsettled + new + TAIL
     return next((size for size in PAGE_SIZES if needed <= size < full_size), full_size)

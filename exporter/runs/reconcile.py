@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from exporter.modus.model import TOTAL_COUNT, Run
 from exporter.runs import paging
 from exporter.runs.state import Backlog, Watermark
@@ -111,6 +113,7 @@ def reconcile(api: "AgentApi", known: "Known", reading: "Reading", limits: "Limi
     read_on = paging.catch_up(mark, api.runs, max_pages=pages, is_known=met_before)
     for page, mark in read_on:
         reading.add(page)
+        reading.watermark = structs.replace(reading.watermark, by_start=mark.by_start)
         met.update(run.id for run in page.runs)
         walk = _after(walk, mark, frozenset(met))
         found = reading.new(known) - new

@@ -100,6 +100,34 @@ def test_open_runs_pages_deep_cost_nothing_until_one_ends(open_for: float) -> No
     assert world.asked == ["list_runs"]
 
 
+def test_more_open_runs_than_a_page_holds_and_nothing_else_cost_nothing_once_they_are_known() -> None:
+    world = World()
+    for _ in range(150):
+        world.modus.start_run(AGENT, waits_from=0.0)
+    for _ in range(6):
+        world.clock.advance(60)
+        world.scrape()
+    assert world.asked == ["list_runs"]
+    assert world.modus.requests[0].query["pageSize"] == "5"
+
+
+@pytest.mark.parametrize("counts", ["true", "missing"])
+def test_what_ends_below_open_runs_of_before_the_lookback_is_found_before_any_order_is_known(
+    tmp_path: Path, counts: str
+) -> None:
+    world = Recorded(tmp_path, page_size=10, order="close")
+    for n in range(25):
+        world.modus.start_run(AGENT, at=world.clock() - 3 * DAY + n, waits_from=0.0)
+    if counts == "missing":
+        world.modus.counts_fault = lambda counts: None
+    world.scrapes(10)
+    world.history(1, apart=60)
+    assert world.scrapes(1 if counts == "true" else 70) == Counter(completed=1)
+    world.history(4, apart=60)
+    assert world.scrapes(1) == Counter(completed=5)  # now it is known
+    world.exporter.close()
+
+
 def test_without_the_single_run_route_a_walk_finds_how_a_deep_run_ended() -> None:
     world = World(single_run=False)
     deep = world.modus.start_run(AGENT)
@@ -113,6 +141,15 @@ def test_without_the_single_run_route_a_walk_finds_how_a_deep_run_ended() -> Non
     )
     world.scrape()
     assert "get_run" not in world.asked
+
+
+def test_an_open_run_that_names_no_start_is_looked_for_in_the_whole_lookback() -> None:
+    world = World(single_run=False)
+    deep = world.modus.start_run(AGENT, override={"startedAt": None})
+    world.history(250, apart=300)
+    world.scrape()
+    world.modus.end_run(deep, "cancelled")
+    assert world.scrape()["cancelled"] == 1
 
 
 def test_a_route_of_one_run_that_did_not_work_is_tried_again_later() -> None:
@@ -160,6 +197,18 @@ def test_a_change_that_the_counts_hide_is_found_by_the_check_now_and_then(
     world.modus.fault = lambda request: _with_counts(world.modus, request, running=1)
     world.modus.end_run(deep, "error")
     assert world.scrape()["error"] == 1
+
+
+def test_also_after_a_restart_a_change_that_the_counts_hide_is_found(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, reconcile_interval=0.0)
+    deep = world.modus.start_run(AGENT)
+    world.history(250, apart=300)
+    world.scrapes(2)
+    world.restart()
+    world.modus.end_run(deep, "error")
+    world.modus.counts_fault = lambda counts: counts | {"running": 1, "error": 0}
+    assert world.scrapes(15)["error"] == 1
+    world.exporter.close()
 
 
 def _with_counts(modus: SimulatedModus, request: Request, **counts: int) -> Answer:
@@ -268,6 +317,7 @@ def test_a_deep_search_longer_than_a_scrape_allows_is_a_backlog_and_goes_on_at_t
     for _ in range(4):  # ten pages: three at once, then two beside the newest one
         world.clock.advance(60)
         counted = world.scrape()
+        assert set(world.asked) == {"list_runs"}  # the open lists are as they were at its beginning
     assert counted["error"] == 1
     assert not world.agent.backlog
     world.scrape()
@@ -598,13 +648,15 @@ def test_c15_of_more_waiting_runs_than_a_scrape_can_list_the_oldest_is_true_or_u
     first = world.clock() - 90 * 3600
     for n in range(500):
         world.modus.start_run(AGENT, at=first + 600 * n, waits_from=0.0)
-    shown = []
+    shown, pages = [], 0
     for _ in range(12):
         world.scrapes(1)
         shown.append(world.agent.open_starts)
+        pages += world.asked.count("list_runs awaiting_human")
     told = [starts for starts in shown if starts is not None]
     assert told
     assert {starts["awaiting_human"] for starts in told} == {first}
+    assert pages == 500 / 50  # it goes on where the scrape before had stopped
     world.exporter.close()
 
 

@@ -92,6 +92,14 @@ def test_once_a_debt_is_paid_the_next_one_is_looked_into_at_once(world: Recorded
     world.exporter.close()
 
 
+def test_a_run_that_the_first_of_several_pages_brought_pays_once(world: Recorded) -> None:
+    world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 2}
+    world.modus.start_run(AGENT, at=world.clock() - 400, lasts=1.0)  # further down than the newest page
+    world.scrapes(30)
+    assert world.missed == {"unreachable": 2}
+    world.exporter.close()
+
+
 def test_what_was_late_before_a_downtime_is_found_also_when_that_was_longer_than_the_lookback(
     tmp_path: Path,
 ) -> None:
