@@ -80,16 +80,17 @@ def check(
         return
     memory, now = reading.memory.opens, api.deadline.monotonic()
     difference = _difference(counts, _still_open(reading, known), reading.now)
-    if memory.listing is None:
+    listing = memory.listing
+    if listing is None:
         if memory.checked is None:
             memory = replace(memory, checked=now)
         if _is_settled(difference, known, reading, memory, now):
             reading.memory = replace(reading.memory, opens=replace(memory, explained=difference))
             return
-        memory = replace(memory, listing=Listing.of(known.open, limits.page_size))
+        listing = Listing.of(known.open, limits.page_size)
     before = memory.explained
-    reading.memory = replace(reading.memory, opens=replace(memory, explained=None))
-    unmet = _read_lists(api, known, reading, limits.max_pages)
+    reading.memory = replace(reading.memory, opens=replace(memory, explained=None, listing=listing))
+    unmet = _read_lists(api, known, reading, listing, limits.max_pages)
     if unmet is None:
         return
     reading.opens_listed = True
@@ -118,14 +119,15 @@ def _is_settled(
     return memory.explained in (None, difference)  # None: a search has just ended, and left this
 
 
-def _read_lists(api: "AgentApi", known: "Known", reading: "Reading", max_pages: int) -> frozenset[str] | None:
+def _read_lists(
+    api: "AgentApi", known: "Known", reading: "Reading", listing: Listing, max_pages: int
+) -> frozenset[str] | None:
     """Read on in the filtered lists; once they came to their ends, the ids of open runs they do not have.
 
     A run that is not listed may still be open: one that leaves a list while it is read can hide another
     behind a page border.
     """
-    listing = reading.memory.opens.listing
-    while listing and listing.lists:
+    while listing.lists:
         (status, backlog), *later = listing.lists
         unmet = set(listing.unmet).difference(run.id for run in reading.runs)
         mark = Watermark(backlogs=(backlog,))
@@ -141,7 +143,7 @@ def _read_lists(api: "AgentApi", known: "Known", reading: "Reading", max_pages: 
         reading.memory = replace(reading.memory, opens=replace(reading.memory.opens, listing=listing))
         if left:
             return None
-    return listing.unmet if listing else None
+    return listing.unmet
 
 
 def _was_met(known: "Known", unmet: set[str], run: Run) -> bool:

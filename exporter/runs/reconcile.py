@@ -30,13 +30,16 @@ class Checksum:
     """The API's count of all runs, held against the runs that were met.
 
     `owed` runs were counted by the API and not met; it may be below 0 by those that were met within
-    `LATEST_INDEX` and that a lagging count may still name.
+    `LATEST_INDEX` and that a lagging count may still name. Of the runs that were met with the first count
+    nobody knows which it holds: the `young` ones of them are looked for, but not said to be missing.
     """
 
     executions: int | None = None
     met: tuple[tuple[float, int], ...] = ()  # (instant, runs met first at it), newest last
     owed: int = 0
     since: float = 0.0  # when the debt arose
+    began: float = 0.0  # when the first count was taken
+    young: int = 0
 
     def after(self, executions: int | None, new: int, now: float) -> "Checksum":
         """The checksum after an answer at `now` (API's clock) that names `executions` and `new` runs met."""
@@ -46,7 +49,9 @@ class Checksum:
         if executions is None or self.executions is None:
             return Checksum(executions, met)
         owed = max(self.owed + executions - self.executions - new, -sum(number for _, number in met))
-        return Checksum(executions, met, owed, self.since if self.owed > 0 else now)
+        since = self.since if self.owed > 0 else now
+        young = self.young if since - self.began < LATEST_INDEX else 0
+        return Checksum(executions, met, owed, since, self.began, young)
 
 
 class Turns:
@@ -76,10 +81,10 @@ class Walk:
 
 def check_sum(known: "Known", reading: "Reading", counts: Mapping[str, int], before: Checksum) -> None:
     """Hold the new runs against the growth of the API's own count."""
-    if reading.watermark.backlogs or known.watermark.floor is None or before.executions is None:
-        oldest = reading.now - LATEST_INDEX  # what started later, another replica's count may not hold yet
-        young = {run.id for run in reading.runs if run.start is None or run.start > oldest}
-        checksum = Checksum(counts.get(TOTAL_COUNT), ((reading.now, len(young)),))
+    if known.watermark.backlogs or reading.watermark.backlogs or before.executions is None:
+        oldest = reading.now - LATEST_INDEX
+        young = len({run.id for run in reading.runs if run.start is None or run.start > oldest})
+        checksum = Checksum(counts.get(TOTAL_COUNT), began=reading.now, young=young)
         reading.memory = replace(reading.memory, checksum=checksum)
         return
     checksum = before.after(counts.get(TOTAL_COUNT), len(reading.new(known)), reading.now)
@@ -94,9 +99,8 @@ def reconcile(api: "AgentApi", known: "Known", reading: "Reading", limits: "Limi
     After a downtime it goes as far back as was not compared yet: the index may have been late then.
     """
     memory, now = reading.memory, reading.now
-    owing = memory.checksum.owed > 0 and not reading.watermark.backlogs
     due = now >= memory.retry_at or now < memory.retry_at - memory.retry_in  # or the clock stepped back
-    urgent = owing and (memory.walk is not None or due)
+    urgent = memory.checksum.owed > 0 and (memory.walk is not None or due)
     if reading.watermark.unread or not (wanted or urgent):
         return
     floor = now - limits.lookback
@@ -131,8 +135,8 @@ def _end_walk(reading: "Reading", walk: Walk) -> None:
     reading.reconciled = walk.began
     retry_in = (memory.retry_in * 2 or FIRST_RETRY) if checksum.owed > 0 else 0.0
     if checksum.owed > 0 and walk.began - checksum.since >= LATEST_INDEX:
-        reading.unreachable = checksum.owed
-        checksum, retry_in = replace(checksum, owed=0), 0.0
+        reading.unreachable = max(checksum.owed - checksum.young, 0)
+        checksum, retry_in = replace(checksum, owed=0, young=0), 0.0
     reading.memory = replace(
         memory, walk=None, checksum=checksum, retry_in=retry_in, retry_at=reading.now + retry_in
     )

@@ -86,7 +86,7 @@ def test_open_runs_pages_deep_cost_nothing_until_one_ends(open_for: float) -> No
     world = World()
     deep = world.modus.start_run(AGENT, at=world.clock() - open_for)
     world.modus.start_run(AGENT, at=world.clock() - open_for, waits_from=0.0)
-    world.history(250, apart=300)
+    world.history(450, apart=300)  # more than a page beyond the lookback
     world.scrape()
     for _ in range(5):
         world.clock.advance(60)
@@ -150,6 +150,46 @@ def test_an_open_run_that_names_no_start_is_looked_for_in_the_whole_lookback() -
     world.scrape()
     world.modus.end_run(deep, "cancelled")
     assert world.scrape()["cancelled"] == 1
+
+
+def test_after_a_walk_for_one_run_the_end_of_another_is_noticed_at_once() -> None:
+    world = World(single_run=False)
+    first, second = world.modus.start_run(AGENT), world.modus.start_run(AGENT)
+    world.history(250, apart=300)
+    world.scrape()
+    world.modus.end_run(first, "error")
+    world.scrape()
+    world.scrape()
+    world.modus.end_run(second, "error")
+    assert world.scrape()["error"] == 2
+
+
+def test_an_open_run_from_before_the_lookback_that_cannot_be_read_is_missed() -> None:
+    world = World()
+    world.modus.start_run(AGENT, at=world.clock() - 2 * DAY, raw=b'{"id": "broken"}')
+    world.history(450, apart=300)
+    world.scrape()
+    assert world.agent.missed["malformed"] == 1
+
+
+def test_of_a_quiet_agent_the_open_lists_are_not_read_again(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, reconcile_interval=0.0)
+    world.history(20, apart=60)
+    world.modus.start_run(AGENT)
+    world.scrapes(2)
+    for _ in range(60):
+        world.scrapes(1)
+        assert world.asked == ["list_runs"]
+    world.exporter.close()
+
+
+def test_an_open_run_that_the_counts_name_long_before_the_lists_is_found(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, reconcile_interval=0.0, page_size=10, counts_lag=-3600.0)
+    world.history(30, apart=60)
+    late = world.modus.start_run(AGENT, at=world.clock() - 1200, visible_from=world.clock() + 1500)
+    world.scrapes(40)
+    assert world.agent.open_starts == {"running": late.start}
+    world.exporter.close()
 
 
 def test_a_route_of_one_run_that_did_not_work_is_tried_again_later() -> None:
@@ -684,7 +724,7 @@ def test_replicas_that_disagree_are_no_reason_to_count_anything_as_missed(tmp_pa
 def test_runs_that_the_counts_name_and_the_list_never_shows_are_missed(tmp_path: Path) -> None:
     world = Recorded(tmp_path)
     world.history(5, apart=60)
-    world.scrapes(2)
+    world.scrapes(12)  # until then a count that lags might be meant
     world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 2}
     world.scrapes(30)
     assert world.missed == {"unreachable": 2}

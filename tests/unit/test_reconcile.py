@@ -60,6 +60,7 @@ def world(tmp_path: Path) -> Recorded:
     world = Recorded(tmp_path, page_size=10)
     world.history(40, apart=60)
     world.scrapes(3)
+    world.scrapes(1, apart=LATEST_INDEX)
     return world
 
 
@@ -94,9 +95,45 @@ def test_once_a_debt_is_paid_the_next_one_is_looked_into_at_once(world: Recorded
 
 def test_a_run_that_the_first_of_several_pages_brought_pays_once(world: Recorded) -> None:
     world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 2}
-    world.modus.start_run(AGENT, at=world.clock() - 400, lasts=1.0)  # further down than the newest page
+    world.modus.start_run(
+        AGENT, at=world.clock() - LATEST_INDEX - 600, lasts=1.0
+    )  # further down than the newest page
     world.scrapes(30)
     assert world.missed == {"unreachable": 2}
+    world.exporter.close()
+
+
+def test_what_the_counts_name_later_than_the_list_is_no_debt_also_after_a_restart(world: Recorded) -> None:
+    world.modus.counts_lag = 90.0
+    world.scrapes(3)
+    world.history(5, apart=1)
+    world.scrapes(1, apart=20)
+    world.restart()
+    assert world.scrapes(30) == Counter(completed=45)
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_what_was_caught_up_pays_for_nothing_that_comes_late_afterwards(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, reconcile_interval=0.0, page_size=10, max_pages=2)
+    world.scrapes(2)
+    world.exporter.close()
+    world.history(100, apart=20)
+    world.clock.advance(LATEST_INDEX)
+    world.start()
+    while world.scrapes(1, apart=10).total() < 100:
+        assert world.agent.backlog
+    world.modus.start_run(AGENT, at=world.clock() - 2 * LATEST_INDEX, lasts=1.0)
+    assert world.scrapes(10, apart=10) == Counter(completed=101)
+    world.exporter.close()
+
+
+def test_a_clock_of_the_api_that_steps_back_puts_off_no_debt(world: Recorded) -> None:
+    world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 1}
+    world.scrapes(8, apart=30)
+    world.offset = -7200.0
+    world.scrapes(3, apart=30)  # it is believed from the third answer on
+    assert len(walks(world, 20)) > 1
     world.exporter.close()
 
 
