@@ -65,11 +65,11 @@ def world(tmp_path: Path) -> Recorded:
 
 
 def walks(world: Recorded, scrapes: int, apart: float = 30.0) -> list[int]:
-    """The scrapes, by their number, that read more than the newest page."""
+    """The scrapes, by their number, that read further pages than the newest."""
     found = []
     for number in range(scrapes):
         world.scrapes(1, apart)
-        if len(world.asked) > 1:
+        if any("pageToken" in request.query for request in world.modus.requests):
             found.append(number)
     return found
 
@@ -95,9 +95,7 @@ def test_once_a_debt_is_paid_the_next_one_is_looked_into_at_once(world: Recorded
 
 def test_a_run_that_the_first_of_several_pages_brought_pays_once(world: Recorded) -> None:
     world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 2}
-    world.modus.start_run(
-        AGENT, at=world.clock() - LATEST_INDEX - 600, lasts=1.0
-    )  # further down than the newest page
+    world.modus.start_run(AGENT, at=world.clock() - LATEST_INDEX - 600, lasts=1.0)
     world.scrapes(30)
     assert world.missed == {"unreachable": 2}
     world.exporter.close()
@@ -128,12 +126,17 @@ def test_what_was_caught_up_pays_for_nothing_that_comes_late_afterwards(tmp_path
     world.exporter.close()
 
 
-def test_a_clock_of_the_api_that_steps_back_puts_off_no_debt(world: Recorded) -> None:
+def test_a_clock_of_the_api_that_steps_back_puts_off_no_debt(tmp_path: Path) -> None:
+    world, step = Recorded(tmp_path, reconcile_interval=0.0, page_size=10), 7200.0
+    for n in range(40):
+        world.modus.start_run(AGENT, at=world.clock() - step - 60 * n, lasts=1.0)
+    world.scrapes(2)
     world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 1}
     world.scrapes(8, apart=30)
-    world.offset = -7200.0
-    world.scrapes(3, apart=30)  # it is believed from the third answer on
-    assert len(walks(world, 20)) > 1
+    world.offset = -step
+    world.scrapes(10, apart=30)
+    world.modus.start_run(AGENT, at=world.modus.clock() - 1800, lasts=1.0)  # in the midst of the others
+    assert world.scrapes(10, apart=30) == Counter(completed=41)
     world.exporter.close()
 
 
