@@ -79,7 +79,7 @@ def check(
     if _searching(reading.watermark):
         return
     memory, now = reading.memory.opens, api.deadline.monotonic()
-    difference = _difference(counts, _still_open(reading, known), reading.now)
+    difference = _difference(counts, known, reading)
     listing = memory.listing
     if listing is None:
         if memory.checked is None:
@@ -98,7 +98,7 @@ def check(
     _settle(api, reading, gone, route, limits, known)
     memory = OpensMemory(None, memory.since, now)
     if not _searching(reading.watermark):
-        explained = _difference(counts, _still_open(reading, known), reading.now)
+        explained = _difference(counts, known, reading)
         since = memory.since if explained == before else reading.now
         memory = replace(memory, explained=explained, since=since)
     reading.memory = replace(reading.memory, opens=memory)
@@ -135,9 +135,8 @@ def _read_lists(
         was_met = partial(_was_met, known, unmet)
         read_on = paging.catch_up(mark, ask, max_pages=max_pages, is_known=was_met)
         for page, mark in read_on:  # noqa: B007 - its last value is what counts
-            reading.runs += [run for run in page.runs if not run.ended]
-            reading.malformed += page.malformed
-            unmet.difference_update(run.id for run in page.runs if not run.ended)
+            reading.add(page)
+            unmet.difference_update(run.id for run in page.runs)
         left = tuple((status, each) for each in mark.backlogs)
         listing = Listing((*left, *later), frozenset(unmet))
         reading.memory = replace(reading.memory, opens=replace(reading.memory.opens, listing=listing))
@@ -200,21 +199,12 @@ def _single_run(api: "AgentApi", run: OpenRun, route: SingleRunRoute) -> Run | N
     return answer
 
 
-def _still_open(reading: "Reading", known: "Known") -> dict[str, OpenRun]:
-    opens = dict(known.open)
-    for run in reading.runs:
-        if run.ended:
-            opens.pop(run.id, None)
-        elif run.id in opens or known.is_new(run):
-            opens[run.id] = OpenRun.of(run, reading.now)
-    return opens
-
-
 def _searching(watermark: Watermark) -> bool:
     return any(backlog.since is not None for backlog in watermark.backlogs)
 
 
-def _difference(counts: Mapping[str, int], opens: Mapping[str, OpenRun], now: float) -> Counts:
-    """By how much the API's counts of open runs exceed the known ones that had started by `now`."""
-    known = Counter(run.status for run in opens.values() if run.start is None or run.start <= now)
-    return tuple(counts.get(status, 0) - known[status] for status in OPEN_STATUSES)
+def _difference(counts: Mapping[str, int], known: "Known", reading: "Reading") -> Counts:
+    """By how much the API's counts of open runs exceed the known ones that had started by then."""
+    runs: dict[str, OpenRun | Run] = {**known.open, **{run.id: run for run in reading.runs}}
+    started = Counter(run.status for run in runs.values() if run.start is None or run.start <= reading.now)
+    return tuple(counts.get(status, 0) - started[status] for status in OPEN_STATUSES)

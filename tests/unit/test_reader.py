@@ -128,6 +128,20 @@ def test_what_ends_below_open_runs_of_before_the_lookback_is_found_before_any_or
     world.exporter.close()
 
 
+def test_what_becomes_of_open_runs_on_the_newest_page_costs_nothing() -> None:
+    world = World()
+    world.history(20, apart=60)
+    waits, ends = world.modus.start_run(AGENT), world.modus.start_run(AGENT)
+    world.scrape()
+    world.modus.change(waits, waits_from=world.clock())
+    world.scrape()
+    assert world.asked == ["list_runs"]
+    world.modus.end_run(ends)
+    world.scrape()
+    assert world.asked == ["list_runs"]
+    assert (world.agent.open_starts or {}).keys() == {"awaiting_human"}
+
+
 def test_without_the_single_run_route_a_walk_finds_how_a_deep_run_ended() -> None:
     world = World(single_run=False)
     deep = world.modus.start_run(AGENT)
@@ -390,6 +404,55 @@ def test_when_the_route_of_one_run_fails_in_whatever_way_the_list_serves(status:
     world.modus.fault = lambda request: world.modus.error(status) if request.operation == "get_run" else None
     assert world.scrape()["error"] == 1
     assert world.agent.up
+
+
+def test_another_run_than_the_one_that_was_asked_for_settles_nothing() -> None:
+    world = World()
+    deep = world.modus.start_run(AGENT)
+    world.history(250, apart=300)
+    world.scrape()
+    world.modus.end_run(deep, "error")
+    other = world.modus.runs(AGENT)[0]
+    assert other != deep
+    path = f"/api/v1/agents/{AGENT}/runs/{other.workflow_id}"
+    answer = world.modus.answer("GET", path, {}, {"Authorization": "Bearer demo"})
+    world.modus.fault = lambda request: answer if request.operation == "get_run" else None
+    assert world.scrape()["error"] == 1
+
+
+def test_a_route_of_one_run_that_begins_to_fail_is_left_alone_for_a_while() -> None:
+    world = World()
+    ends = [world.modus.start_run(AGENT) for _ in range(3)]
+    world.history(250, apart=300)
+    world.scrape()
+    asked = []
+    for deep in ends:
+        world.modus.end_run(deep, "error")
+        world.scrape()
+        asked.append("get_run" in world.asked)
+        world.modus.fault = lambda request: world.modus.error(500) if request.operation == "get_run" else None
+    assert asked == [True, True, False]
+    assert finished(world.agent)["error"] == 3
+
+
+def test_a_scrape_that_ends_while_one_run_is_asked_for_says_nothing_about_its_route() -> None:
+    world, uptime = World(), Clock()
+    world.exporter = Exporter(world.modus, None, settings(AGENT), monotonic=uptime)
+    deep = world.modus.start_run(AGENT)
+    world.history(250, apart=300)
+    world.scrape()
+    world.modus.end_run(deep, "error")
+
+    def too_late(request: Request) -> None:
+        if request.operation == "get_run":
+            uptime.advance(100)
+            raise ApiError("deadline", "no whole answer within the scrape's deadline")
+
+    world.modus.fault = too_late
+    world.scrape()
+    world.modus.fault = None
+    assert world.scrape()["error"] == 1
+    assert "get_run" in world.asked
 
 
 def test_a_counted_run_that_a_stale_index_shows_as_running_is_neither_open_nor_counted_again() -> None:
@@ -688,15 +751,20 @@ def test_c15_of_more_waiting_runs_than_a_scrape_can_list_the_oldest_is_true_or_u
     first = world.clock() - 90 * 3600
     for n in range(500):
         world.modus.start_run(AGENT, at=first + 600 * n, waits_from=0.0)
-    shown, pages = [], 0
+    shown, pages = [], []
     for _ in range(12):
         world.scrapes(1)
         shown.append(world.agent.open_starts)
-        pages += world.asked.count("list_runs awaiting_human")
+        pages.append(world.asked.count("list_runs awaiting_human"))
     told = [starts for starts in shown if starts is not None]
     assert told
     assert {starts["awaiting_human"] for starts in told} == {first}
-    assert pages == 500 / 50  # it goes on where the scrape before had stopped
+    assert sum(pages) == 500 / 50  # it goes on where the scrape before had stopped
+    world.modus.end_run(world.modus.runs(AGENT)[0])
+    while sum(pages) < 2 * 500 / 50:
+        world.scrapes(1)
+        pages.append(world.asked.count("list_runs awaiting_human"))
+    assert max(pages) <= 4
     world.exporter.close()
 
 
