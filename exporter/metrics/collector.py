@@ -223,7 +223,7 @@ class RunsCollector(Collector):
         due = [
             target.id
             for target in targets
-            if (state := states.get(target.id)) and not state.watermark.unread
+            if (state := states.get(target.id))
             if not 0 <= now - (state.last_reconciled or 0.0) < interval
             if not self._errors.is_failing(target.id)
         ]

@@ -155,3 +155,17 @@ def test_what_was_late_before_a_downtime_is_found_also_when_that_was_longer_than
     world.start()
     assert world.scrapes(10) == Counter(completed=34)
     world.exporter.close()
+
+
+def test_an_agent_that_has_a_backlog_at_every_other_scrape_is_compared_too(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=10, max_pages=1, order="close")
+    for n in range(6):
+        world.modus.start_run(AGENT, lasts=(5.0, 900.0)[n % 2])
+        world.clock.advance(400)
+    for _ in range(130):  # which are on top of the list, and are read at every scrape
+        world.modus.start_run(AGENT)
+    world.scrapes(150, apart=120)
+    reconciled = world.exporter.ledger.agents()[AGENT].last_reconciled
+    assert reconciled is not None
+    assert world.clock() - reconciled < 2 * 3600
+    world.exporter.close()
