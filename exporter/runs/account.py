@@ -60,9 +60,7 @@ class Account:
         created = now - lookback if ended_after is None else ended_after
         totals = Totals(created, Histogram.empty(bounds, created, exemplars=True))
         totals.finished = {status: dict.fromkeys(TRIGGER_TYPES, 0) for status in TERMINAL_STATUSES}
-        account = cls(agent_id, AgentState(totals, now - lookback, now, ended_after=ended_after), {})
-        account.changed = True
-        return account
+        return cls(agent_id, AgentState(totals, now - lookback, now, ended_after=ended_after), {})
 
     def known(self) -> Known:
         """What a reading of the agent starts from."""
@@ -84,7 +82,6 @@ class Account:
         """Totals that may be changed."""
         self.changed = True
         if self.state.totals is self._kept:
-            self._kept = None
             self.state.totals = copy.deepcopy(self.state.totals)
         return self.state.totals
 
@@ -251,7 +248,6 @@ class Account:
 
     def _add_id(self, id_: str, over: float) -> None:
         state = self.state
-        self.changed = True
         self.counted[id_] = over
         self.new.append(id_)
         state.ids_number, state.ids_sum = state.ids_number + 1, add_checksum(state.ids_sum, id_, over)

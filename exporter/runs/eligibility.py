@@ -35,4 +35,4 @@ def duration_of(run: Run, start: float | None) -> float | None:
         duration = run.end - start
     else:
         return None
-    return abs(duration) if 0 <= duration <= LONGEST_DURATION else None  # -0.0 is shown as 0.0
+    return duration if 0 <= duration <= LONGEST_DURATION else None

@@ -17,7 +17,8 @@ from exporter.runs.account import MAX_STATUSES
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Memory, Reading
 from exporter.runs.schema import LedgerError, checksum_of
-from exporter.runs.state import Totals, Watermark
+from exporter.runs.state import AgentState, Totals, Watermark
+from exporter.runs.store import read_state
 from tests.simulation import BOUNDS, DAY, START, Clock
 
 AGENT = 7
@@ -73,7 +74,11 @@ def totals(book: Ledger) -> Totals:
 
 
 def finished(book: Ledger) -> int:
-    return sum(n for by_trigger in totals(book).finished.values() for n in by_trigger.values())
+    return finished_in(book.agents()[AGENT])
+
+
+def finished_in(state: AgentState) -> int:
+    return sum(n for by_trigger in state.totals.finished.values() for n in by_trigger.values())
 
 
 def test_a_run_is_counted_once_however_often_it_is_seen(clock: Clock) -> None:
@@ -219,6 +224,14 @@ def test_an_odd_duration_counts_as_finished_and_stays_out_of_the_histogram(
     assert finished(book) == 1
     assert sum(totals(book).durations.buckets) == int(counts)
     assert len(caplog.records) == (0 if counts else 1)
+    book.close()
+
+
+def test_a_run_with_an_end_alone_has_no_duration(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run(start=None, duration_ms=None))
+    assert finished(book) == 1
+    assert sum(totals(book).durations.buckets) == 0
     book.close()
 
 
@@ -389,4 +402,54 @@ def test_lines_about_single_runs_are_few_in_a_scrape_however_many_agents_have_th
         book.end_scrape(range(100))
         assert len(caplog.records) == 2 * (account.MAX_LINES + 1)
         clock.advance(60)
+    book.close()
+
+
+def test_an_attempt_that_brings_no_answer_is_noted_until_the_next_answer(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1"))
+    for now, unread in ((0.0, True), (0.0, True), (clock(), False)):
+        book.record(AGENT, reading(now=now))
+        book.commit()
+        assert read_state(path).agents[AGENT].unread is unread
+    book.close()
+
+
+def test_an_open_run_that_ends_without_counting_is_open_no_longer_also_after_a_restart(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock, shard=(0, 2))  # what ended before the start, another shard may have counted
+    record(book, a_run("wf:1", "running", end=None, duration_ms=None))
+    book.commit()
+    record(book, a_run("wf:1", end=START - 5))
+    book.close()
+    state = read_state(path).agents[AGENT]
+    assert state.open == {}
+    assert finished_in(state) == 0
+
+
+def test_a_run_from_before_the_lookback_counts_only_when_it_is_known_to_have_ended_since(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock)
+    record(book)
+    clock.advance(60)
+    old = START - 2 * DAY
+    record(
+        book,
+        a_run("wf:1", start=old, end=None, duration_ms=None),
+        a_run("wf:2", start=old, end=START - 5),
+        a_run("wf:3", start=old, end=START + 5),
+    )
+    assert finished(book) == 1
+    book.close()
+
+
+def test_name_and_type_of_an_agent_are_those_of_its_newest_run(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    for name, kind in (("Triage", "workflow"), ("Invoice triage", "agent"), ("", "")):
+        newest = msgspec.structs.replace(a_run(), agent_name=name, agent_type=kind)
+        book.record(AGENT, reading(newest, now=clock(), newest=newest))
+    state = book.agents()[AGENT]
+    assert (state.name, state.type) == ("Invoice triage", "agent")
     book.close()

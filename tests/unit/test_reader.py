@@ -11,6 +11,7 @@ from exporter.deadline import Deadline
 from exporter.demo.simulator import Answer, Request, SimulatedModus
 from exporter.demo.wire import ABSENT, iso
 from exporter.modus.errors import ApiError
+from exporter.runs.account import NOT_LISTED
 from exporter.runs.reader import AgentReader, Known, Memory
 from tests.simulation import DAY, Clock, Exporter, finished, settings
 
@@ -789,13 +790,17 @@ def test_replicas_that_disagree_are_no_reason_to_count_anything_as_missed(tmp_pa
     world.exporter.close()
 
 
-def test_runs_that_the_counts_name_and_the_list_never_shows_are_missed(tmp_path: Path) -> None:
+def test_runs_that_the_counts_name_and_the_list_never_shows_are_missed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     world = Recorded(tmp_path)
     world.history(5, apart=60)
     world.scrapes(12)  # until then a count that lags might be meant
     world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 2}
     world.scrapes(30)
     assert world.missed == {"unreachable": 2}
+    lines = [line.fields for line in caplog.records if line.getMessage() == NOT_LISTED]  # type: ignore[attr-defined]
+    assert lines == [{"agent_id": AGENT, "number": 2}]
     world.exporter.close()
 
 
