@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from exporter.modus.discovery import shard_of
+from exporter.modus.errors import ApiError
 from exporter.modus.model import Run
 from exporter.runs import account
 from exporter.runs.account import MAX_STATUSES
@@ -408,10 +409,12 @@ def test_lines_about_single_runs_are_few_in_a_scrape_however_many_agents_have_th
 def test_an_attempt_that_brings_no_answer_is_noted_until_the_next_answer(path: str, clock: Clock) -> None:
     book = ledger(path, clock)
     record(book, a_run("wf:1"))
-    for now, unread in ((0.0, True), (0.0, True), (clock(), False)):
-        book.record(AGENT, reading(now=now))
+    for now, error in ((0.0, "timeout"), (START + 60, "timeout"), (START + 60, None)):
+        clock.advance(60)
+        book.record(AGENT, reading(now=now, error=error and ApiError("timeout", "no answer")))
         book.commit()
-        assert read_state(path).agents[AGENT].unread is unread
+        assert read_state(path).agents[AGENT].unread is bool(error)
+        assert book.agents()[AGENT].last_read == (START if error else clock())
     book.close()
 
 
@@ -419,7 +422,7 @@ def test_an_open_run_that_ends_without_counting_is_open_no_longer_also_after_a_r
     path: str, clock: Clock
 ) -> None:
     book = ledger(path, clock, shard=(0, 2))  # what ended before the start, another shard may have counted
-    record(book, a_run("wf:1", "running", end=None, duration_ms=None))
+    record(book, a_run("wf:1", "running", end=None, duration_ms=None), a_run("wf:0", end=START - 1))
     book.commit()
     record(book, a_run("wf:1", end=START - 5))
     book.close()
@@ -452,4 +455,24 @@ def test_name_and_type_of_an_agent_are_those_of_its_newest_run(path: str, clock:
         book.record(AGENT, reading(newest, now=clock(), newest=newest))
     state = book.agents()[AGENT]
     assert (state.name, state.type) == ("Invoice triage", "agent")
+    book.close()
+
+
+def test_where_the_api_names_no_end_it_is_the_start_and_the_duration(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book)
+    clock.advance(60)
+    record(book, a_run(start=START - 2 * DAY, end=None, duration_ms=1000 * (2 * DAY + 30)))
+    assert totals(book).last_end == {"completed": START + 30}
+    assert finished(book) == 1
+    book.close()
+
+
+@pytest.mark.parametrize(("ahead", "known"), [(0.9 * DAY, True), (1.1 * DAY, False)])
+def test_an_end_further_ahead_than_a_day_is_none(path: str, clock: Clock, ahead: float, known: bool) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1", "error", end=START + ahead), a_run("wf:2", end=START - 5))
+    assert finished(book) == 2
+    assert ("error" in totals(book).last_end) is known
+    assert len(totals(book).failures) == known
     book.close()

@@ -113,6 +113,17 @@ def test_once_the_newest_run_is_settled_one_page_is_enough() -> None:
     assert runs.asked == [(None, 5)]
 
 
+def test_what_is_settled_stays_so_when_a_newer_run_comes() -> None:
+    runs = RunsList(*every(1, 300))
+    mark = settled(runs)
+    runs.add(NOW + 5)
+    for _ in range(2):
+        runs.now += 10
+        _, mark = runs.newest(mark, size=5)
+        assert runs.asked == [(None, 5)]
+        assert mark.backlogs == ()
+
+
 def test_until_then_the_page_reaches_the_margin_below_it() -> None:
     runs = RunsList(*every(1, 300))
     _, mark = runs.read(Watermark())
@@ -310,6 +321,18 @@ def test_in_the_order_of_ends_all_of_the_lookback_is_read(lasts: list[float]) ->
     starts, _ = walk(mark, runs.ask)
     wanted = {run.start for run in made if run.start is not None and run.start >= NOW - lookback}
     assert wanted - {*starts, *starts_of(page)} == set()
+
+
+def test_an_order_that_the_larger_page_tells_holds_for_that_page_already() -> None:
+    def ended(n: int, start: float) -> Run:
+        times = {"started_at": iso(start), "ended_at": iso(NOW - n)}
+        return Run(id=str(n), workflow_id="wf", status="completed", **times)  # type: ignore[arg-type]
+
+    short = [ended(n, NOW - 20 - n) for n in range(5)]
+    long = [ended(5 + n, NOW - DAY + n) for n in range(5)]
+    runs = ByClose(*short, *long, ended(10, NOW - 25), *(ended(1000 + n, NOW - 2 * DAY) for n in range(9)))
+    mark = Watermark(NOW - 100, NOW - 300, NOW - 100)
+    assert runs.newest(mark, size=5)[1].backlogs != ()
 
 
 def test_a_clock_of_the_api_that_steps_back_hides_no_new_run() -> None:
