@@ -19,8 +19,6 @@ from exporter.config import (
     Discovery,
     Modus,
     State,
-    TokenError,
-    token_source,
 )
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
@@ -34,7 +32,9 @@ from exporter.modus.discovery import Selection, Target
 from exporter.modus.errors import ApiError
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
+from exporter.runs.usagereader import UsageSettings
 from exporter.scalars import Positive, Secret
+from exporter.tokens import TokenError, token_source
 from exporter.web.negotiation import Format
 
 DEMO_RETENTION = 7 * 86400.0  # seconds
@@ -172,6 +172,12 @@ def settings(config: Config, shard: tuple[int, int]) -> Settings:
         default_timeout=config.scrape.default_timeout,
         min_interval=config.scrape.min_interval,
         reconcile_interval=runs.reconcile_interval,
+        usage=UsageSettings(
+            config.usage.enabled if shard[0] == 0 else "false",  # one of the shards asks for all agents
+            config.usage.refresh_interval,
+            config.usage.budget.total,
+            {agent.id: agent.credits for agent in config.usage.budget.agents},
+        ),
         show_created=config.exposition.created,
     )
 

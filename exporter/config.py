@@ -5,9 +5,8 @@ Relative paths are relative to the working directory.
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import combinations, pairwise
-from threading import Lock
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -15,8 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from exporter import yamlfile
-from exporter.scalars import TOKEN, Count, Duration, Positive, Rate, Secret, Text, decode
-from exporter.watch import Watched
+from exporter.scalars import Count, Duration, Positive, Rate, Secret, Switch, Text, decode
 from exporter.yamlfile import YamlError
 
 _URL = "an http(s) URL without user, password, query and fragment"
@@ -24,10 +22,6 @@ _URL = "an http(s) URL without user, password, query and fragment"
 
 class ConfigError(YamlError):
     """A configuration that cannot be used; the text is one line: file, key path, what was expected."""
-
-
-class TokenError(Exception):
-    """A token file that gives no token; the text is one line that names the file."""
 
 
 class Modus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +65,28 @@ class Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reconcile_interval: Duration = Duration(3600)
 
 
+class AgentBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Credits a calendar month (UTC) of one agent."""
+
+    id: Count
+    credits: Rate
+
+
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Credits a calendar month (UTC): of all agents together, and of single ones."""
+
+    total: Rate | None = None
+    agents: tuple[AgentBudget, ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether the usage report is read (auto: when the token may), how often, and what may be used."""
+
+    enabled: Switch = Switch("auto")
+    refresh_interval: Positive = Positive(300)
+    budget: Budget = Budget()
+
+
 _BOUNDS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21_600, 86_400)
 
 
@@ -107,6 +123,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agents: tuple[AgentConfig, ...] = ()
     discovery: Discovery = Discovery()
     runs: Runs = Runs()
+    usage: Usage = Usage()
     histogram: Histogram = Histogram()
     state: State = State()
     scrape: Scrape = Scrape()
@@ -144,40 +161,6 @@ def refuse_same_file(paths: Mapping[str, str | None]) -> None:
     for (first, one), (second, other) in combinations(real.items(), 2):
         if one == other:
             raise ConfigError(f"{second}: expected another file than {first}, got the same one")
-
-
-def token_source(modus: Modus) -> Callable[[], str]:
-    """A function that gives the token of the moment, for any thread.
-
-    A token file is read again when it changes, symlink swaps included. The function raises TokenError while
-    the file is missing, unreadable or without a token; an earlier token is not used then.
-    """
-    path = modus.token_file
-    if path is None:
-        given = modus.token or ""
-        return lambda: given
-    file, lock, token = Watched(), Lock(), ""
-
-    def read() -> str:
-        nonlocal token
-        with lock:
-            if not token or file.changed():
-                token = ""
-                token = _read_token(file, path)
-            return token
-
-    return read
-
-
-def _read_token(file: Watched, path: str) -> str:
-    try:
-        token = file.read(path, 8192).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise TokenError(f"cannot read the token file {path}: {error.strerror}") from None
-    if not TOKEN.fullmatch(token):
-        reason = "it holds no token (one line of printable ASCII)" if token else "it is empty"
-        raise TokenError(f"cannot read the token file {path}: {reason}") from None
-    return token
 
 
 def _read(path: str) -> bytes:

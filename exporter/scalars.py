@@ -40,6 +40,12 @@ class Rate(float):
     """A number above zero, a second; whole or decimal in the file."""
 
 
+class Switch(str):
+    """auto, true or false, as text."""
+
+    __slots__ = ()
+
+
 Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)]
 
@@ -47,6 +53,11 @@ Count = Annotated[int, Meta(ge=1)]
 def decode(kind: type, value: Any) -> Any:
     """The hook of `yamlfile.convert`, which adds to its errors where, and what was got."""
     text = str(value) if type(value) in (int, str) else ""
+    if kind is Switch:
+        text = str(value).lower() if isinstance(value, bool) else text
+        if text not in ("auto", "true", "false"):
+            raise ValueError("expected auto, true or false")
+        return Switch(text)
     if kind is Secret:
         if not TOKEN.fullmatch(text):
             raise ValueError("expected a token in printable ASCII without spaces")

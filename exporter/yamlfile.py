@@ -146,6 +146,8 @@ def _explain(text: str, kind: type, raw: Any, secret: Callable[[str], bool]) -> 
         near = difflib.get_close_matches(unknown[1], known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
         return f"{path}.{shown(unknown[1])}: unknown key; {hint}".lstrip(".")
+    if missing := re.fullmatch("Object missing required field `(.*)`", text):
+        return f"{path}.{missing[1]}: expected a value, got none".lstrip(".")
     expected = text.partition(", got ")[0].replace("Expected", "expected")
     expected = re.sub(r"`(\w+)( \| null)?`", lambda match: _WORDS.get(match[1], "text"), expected)
     expected = expected.replace("of length >= 1", "that is not empty")

@@ -15,6 +15,7 @@ from exporter.modus.apiclock import ApiClock
 from exporter.modus.discovery import Selection, Target
 from exporter.modus.errors import REASON_OF, ApiError
 from exporter.modus.model import AgentsPage, Run, RunsPage
+from exporter.modus.usage import UsageReport, decode_report, iso
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 
@@ -76,6 +77,10 @@ class DirectApi:
         query = {"pageToken": page_token} if page_token else {}
         query |= {"includeVariation": "true", "view": "active"} if with_variation else {}
         return decode.agents_page(self._get("/api/v1/agents", query), page_size)
+
+    def usage(self, grouping: str, since: float, until: float, *, deadline: object) -> UsageReport:
+        query = {"since": iso(since), "until": iso(until), "rollup": "hour", "group_by": grouping}
+        return decode_report(self._get("/api/v1/usage", query))
 
     def stats(self) -> Any:
         return SimpleNamespace(requests={}, durations={})

@@ -6,11 +6,10 @@ description; `SimulatedModus` says what is decided where these are silent.
 """
 
 import itertools
-import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any, NamedTuple
@@ -19,18 +18,19 @@ from urllib.parse import unquote
 from exporter.demo.fleet import FLEET, HOUR, AgentProfile, runs_of, trigger_of
 from exporter.demo.index import ALL, DAY, INF, Order, SimulatedAgent, SimulatedRun, stable_uuid
 from exporter.demo.paging import Item, Refusal, Tokens, page_of
+from exporter.demo.routes import route_of
 from exporter.demo.server import Answer, Server
+from exporter.demo.usage import SimulatedUse, names_of, usage_json, uses_of
 from exporter.demo.wire import agent_json, encode, error_json, run_json, single_run_json, without_absent
 
-__all__ = ["Answer", "Request", "SimulatedModus", "SimulatedRun"]
+__all__ = ["Answer", "Request", "SimulatedModus", "SimulatedRun", "SimulatedUse"]
 
 TIMEFRAMES = {"last_hour": HOUR, "last_day": DAY, "last_week": 7 * DAY, "last_month": 30 * DAY}
-SCOPES = ("agents:read", "agents:invoke", "workflows:read", "workflows:invoke")
-_ROUTE = re.compile(r"/api/v1/(agents|workflows)(?:/([^/]+)/runs(?:/([^/]+))?)?")
+SCOPES = ("agents:read", "agents:invoke", "workflows:read", "workflows:invoke", "usage:read")
 
 
 class Request(NamedTuple):
-    """A request as it came in; `operation` is list_agents, list_runs, get_run or unknown."""
+    """A request as it came in; `operation` is list_agents, list_runs, get_run, get_usage or unknown."""
 
     operation: str
     agent_id: int | None
@@ -58,6 +58,9 @@ class SimulatedModus:
     resources: tuple[str, ...] = ("agents", "workflows")
     single_run: bool | int = True  # the route of one run
     filtered_lists: bool | int = True  # lists of runs in one status
+    usage_report: bool | int = True
+    usage_names: str = "id"  # or slug, or name: what the report calls an agent
+    uses: list[SimulatedUse] = field(default_factory=list)  # besides those of the fleet's runs
     order: Order = "start"  # of the lists of runs
     page_tokens: str = "offset"  # or "key": such pages do not shift when runs arrive
     token_life: float = INF  # seconds for which a page token is taken
@@ -149,10 +152,8 @@ class SimulatedModus:
 
     def answer(self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Answer:
         """Answer one request; `path` is as on the wire, without the query."""
-        match = _ROUTE.fullmatch(path)
-        resource, agent, run = match.groups() if match else (None, None, None)
-        operation = "get_run" if run else "list_runs" if agent else "list_agents" if match else "unknown"
-        agent_id = int(agent) if agent and agent.isdecimal() else None
+        operation, resource, agent, run = route_of(path)
+        agent_id = int(agent) if agent.isdecimal() else None
         lower = {name.lower(): value for name, value in headers.items()}
         request = Request(operation, agent_id, method, path, dict(query), lower)
         self.requests.append(request)
@@ -160,7 +161,7 @@ class SimulatedModus:
             return fault
         try:
             with self._lock:
-                answer = self._json(200, self._respond(request, resource, unquote(run or "")))
+                answer = self._json(200, self._respond(request, resource, unquote(run)))
         except Refusal as refusal:
             answer = self.error(refusal.status, str(refusal), refusal.info)
         ahead = self.date_offset(request) if callable(self.date_offset) else self.date_offset
@@ -176,17 +177,20 @@ class SimulatedModus:
         base = {"Content-Type": "application/json", "Date": formatdate(self.clock(), usegmt=True)}
         return Answer(status, base | headers, encode(body))
 
-    def _respond(self, request: Request, resource: str | None, workflow_id: str) -> dict[str, Any] | bytes:
+    def _respond(self, request: Request, resource: str, workflow_id: str) -> dict[str, Any] | bytes:
         operation, query = request.operation, request.query
-        if request.method != "GET" or resource not in self.resources:
+        if request.method != "GET" or resource not in (*self.resources, "usage"):
             raise Refusal(404, f"Cannot {request.method} {request.path}")
         if request.headers.get("authorization") != f"Bearer {self.token}":
             raise Refusal(401, "Missing or invalid access token.")
-        scope = f"{resource}:{'read' if operation == 'list_agents' else 'invoke'}"
+        scope = f"{resource}:{'read' if operation in ('list_agents', 'get_usage') else 'invoke'}"
         if scope not in self.scopes:
             raise Refusal(403, f"Missing required scope(s): {scope}.", {"missing": [scope]})
         if operation == "list_agents":
             return self._list_agents(query)
+        if operation == "get_usage":
+            _require(self.usage_report, f"Cannot GET {request.path}")
+            return usage_json(self._uses(), names_of(self.agents, self.usage_names), query, self.clock())
         if request.agent_id is None:
             raise Refusal(400, "Invalid value for path parameter `id`.")
         _require(self.single_run if operation == "get_run" else True, f"Cannot GET {request.path}")
@@ -194,6 +198,12 @@ class SimulatedModus:
             raise Refusal(404, "Resource not found.")
         agent = self._advanced(request.agent_id)
         return _get_run(agent, workflow_id, query) if workflow_id else self._list_runs(agent, query)
+
+    def _uses(self) -> Iterator[SimulatedUse]:
+        yield from self.uses
+        for agent_id in self.agents.keys() & self.fleet.keys():
+            for run in self._advanced(agent_id).runs.values():
+                yield from uses_of(run, self.clock())
 
     def _list_agents(self, query: dict[str, str]) -> dict[str, Any]:
         kind, search = _choice(query, "type", ("task", "workflow"), ""), query.get("search", "").lower()

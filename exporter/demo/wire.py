@@ -74,6 +74,11 @@ def single_run_json(run: SimulatedRun, agent: SimulatedAgent, status: str) -> di
     return body | ({"taskError": "Upstream answered 502."} if status == "error" else {})
 
 
+def slug_of(agent: SimulatedAgent) -> str:
+    """The agent's name in links."""
+    return f"agent-{agent.id}"
+
+
 def agent_json(
     agent: SimulatedAgent, now: float, born: float, seed: int, *, with_variation: bool
 ) -> dict[str, Any] | bytes:
@@ -84,7 +89,7 @@ def agent_json(
     created = iso(born - 30 * DAY)
     # fmt: off
     body = {
-        "id": agent.id, "slug": f"agent-{agent.id}", "name": agent.name, "type": agent.type,
+        "id": agent.id, "slug": slug_of(agent), "name": agent.name, "type": agent.type,
         "status": "deleted" if deleted else "active" if deployed else "draft",
         "isEnabled": deployed and agent.enabled and not deleted, "hasUnpublishedChanges": not deployed,
         "createdAt": created, "updatedAt": created if agent.updated is None else iso(agent.updated),

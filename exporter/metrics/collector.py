@@ -18,6 +18,7 @@ from exporter.metrics.readerrors import ReadErrors
 from exporter.metrics.settings import Settings
 from exporter.metrics.snapshot import agent_snapshot
 from exporter.metrics.table import Snapshot
+from exporter.metrics.usage import usage_snapshot
 from exporter.modus.discovery import Target
 from exporter.modus.errors import ApiError
 from exporter.modus.requeststats import REQUEST_BUCKETS
@@ -26,6 +27,7 @@ from exporter.runs.reconcile import Turns
 from exporter.runs.scrape import STRAGGLER, Means, Scrape
 from exporter.runs.targets import Targets
 from exporter.runs.threads import Committer, KeptThreads, any_cpu
+from exporter.runs.usagereader import UsageReader
 
 if TYPE_CHECKING:  # both are handed in
     from exporter.modus.client import ModusClient
@@ -76,6 +78,7 @@ class RunsCollector(Collector):
         self._closing = False
         self._leader = KeptThreads(1, "scrape")
         self._committer = Committer(ledger, monotonic)
+        self._usage = UsageReader(api, ledger, self._committer, settings.usage)
         self._use(api, settings)
 
     def describe(self) -> Iterable[Metric]:
@@ -130,6 +133,8 @@ class RunsCollector(Collector):
             self._ledger.lookback = settings.limits.lookback
             self._targets.close()
             self._use(api, settings, self._targets)
+            self._usage.close()
+            self._usage = UsageReader(api, self._ledger, self._committer, settings.usage, self._usage)
 
     def close(self, patience: float = 3.0) -> bool:
         """Cut a pass short, count what it read, read no more; whether that was committed in time."""
@@ -139,6 +144,7 @@ class RunsCollector(Collector):
                 self._scrape.cut_short()
         with self._reading:
             self._targets.close()
+            self._usage.close()
             for threads in (self._means.threads, self._leader):
                 threads.close()
         committed = self._committer.wait(self._committer.request(), patience)
@@ -196,6 +202,7 @@ class RunsCollector(Collector):
                     self._ledger.mark_shown()
                     self._answered = False
                 targets = self._targets.find(scrape.deadline)
+                self._usage.start(self._clock() + self._skew, self._targets.known)
                 with self._lock:
                     self._in_use = scrape.targets = targets
                     scrape.deadline.shorten(self._reserve(scrape))
@@ -250,6 +257,9 @@ class RunsCollector(Collector):
         self._answered = self._answered or finished
         stats = self._api.stats()
         reload_successful, reloaded = self._reload_state()
+        with self._ledger.usage() as account:
+            used = account.show()
+        ids = [agent.id for agent in agents]
         return Snapshot(
             agents=agents,
             bounds=self._ledger.bounds,
@@ -265,6 +275,7 @@ class RunsCollector(Collector):
             request_durations=stats.durations,
             reload_successful=reload_successful,
             reloaded=reloaded,
+            usage=usage_snapshot(self._usage, used, self._settings.usage, ids, now),
         )
 
 

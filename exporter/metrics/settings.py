@@ -1,9 +1,10 @@
 """What the collector is told of the configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exporter.modus.discovery import Selection
 from exporter.runs.reader import Limits
+from exporter.runs.usagereader import UsageSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,4 +18,5 @@ class Settings:
     default_timeout: float
     min_interval: float
     reconcile_interval: float = 3600.0  # 0: never
+    usage: UsageSettings = field(default_factory=UsageSettings)
     show_created: bool = False

@@ -12,8 +12,10 @@ from typing import Literal
 import msgspec
 
 from exporter.histogram import Histogram
+from exporter.metrics.usage import UsageSnapshot
 from exporter.modus.errors import REASONS
 from exporter.modus.model import OPEN_STATUSES, TOTAL_COUNT, label
+from exporter.modus.usage import Used
 from exporter.runs.state import MISSED, Totals
 
 AGENT_LABEL = "agent_id"  # and no name: a rename must not begin a new counter
@@ -66,6 +68,7 @@ class Snapshot:
     reload_successful: bool = True
     reloaded: float = 0.0
     up: bool = False  # the API answered at all
+    usage: UsageSnapshot = field(default_factory=UsageSnapshot)
     show_created: bool = False  # the instants from which is counted, as series of their own
 
 
@@ -170,6 +173,19 @@ def _request_durations(snapshot: Snapshot) -> list[Point]:
     ]
 
 
+def _amounts(usage: UsageSnapshot, of: Mapping[str, Used], amount: Callable[[Used], float]) -> list[Point]:
+    """What each agent or model used of something."""
+    return [Point((name,), amount(used), usage.created) for name, used in of.items()]
+
+
+def _tokens(usage: UsageSnapshot, of: Mapping[str, Used]) -> list[Point]:
+    return [
+        Point((name, kind), tokens, usage.created)
+        for name, used in of.items()
+        for kind, tokens in (("input", used.input_tokens), ("output", used.output_tokens))
+    ]
+
+
 # fmt: off
 TABLE = (
     Row("modus_up", "gauge", "Whether the API answered at all in this scrape.",
@@ -223,6 +239,30 @@ TABLE = (
         per_agent=lambda a: [Point((), a.backlog)]),
     Row("modus_agent_read_errors_total", "counter",
         "Scrapes in which the agent could not be read, by reason.", ("reason",), per_agent=_errors),
+    Row("modus_agent_llm_calls_total", "counter", "Calls of language models by the agent.", (AGENT_LABEL,),
+        overall=lambda s: _amounts(s.usage, s.usage.agents, lambda used: used.calls)),
+    Row("modus_agent_llm_tokens_total", "counter", "Tokens that the agent sent to language models and got.",
+        (AGENT_LABEL, "type"), overall=lambda s: _tokens(s.usage, s.usage.agents)),
+    Row("modus_agent_credits_total", "counter", "Credits that the agent used.", (AGENT_LABEL,),
+        overall=lambda s: _amounts(s.usage, s.usage.agents, lambda used: used.credits)),
+    Row("modus_agent_month_credits", "gauge",
+        "Credits that the agent used since the month began (UTC), or since it is counted.", (AGENT_LABEL,),
+        overall=lambda s: [Point((agent,), spent) for agent, spent in s.usage.month_credits.items()]),
+    Row("modus_agent_budget_credits", "gauge", "Credits a month that the configuration allows the agent.",
+        (AGENT_LABEL,), overall=lambda s: [Point((agent,), most) for agent, most in s.usage.budgets.items()]),
+    Row("modus_budget_credits", "gauge", "Credits a month that the configuration allows all agents together.",
+        overall=lambda s: _maybe(s.usage.budget)),
+    Row("modus_model_llm_calls_total", "counter", "Calls of the language model by all agents.", ("model",),
+        overall=lambda s: _amounts(s.usage, s.usage.models, lambda used: used.calls)),
+    Row("modus_model_llm_tokens_total", "counter", "Tokens that the language model was sent and gave.",
+        ("model", "type"), overall=lambda s: _tokens(s.usage, s.usage.models)),
+    Row("modus_model_credits_total", "counter", "Credits that were used for the language model.", ("model",),
+        overall=lambda s: _amounts(s.usage, s.usage.models, lambda used: used.credits)),
+    Row("modus_usage_up", "gauge",
+        "Whether the usage report could be read the last time; absent while usage is off.",
+        overall=lambda s: _maybe(s.usage.up)),
+    Row("modus_usage_last_read_timestamp_seconds", "gauge", "When all of the usage report was read last.",
+        overall=lambda s: _maybe(s.usage.last_read)),
     Row("modus_api_requests_total", "counter",
         "Requests to the API by operation and HTTP status, or by what went wrong without one.",
         ("operation", "code"), overall=_requests),

@@ -16,7 +16,7 @@ from exporter.deadline import Deadline
 from exporter.modus import decode
 from exporter.modus.adapter import Exchange, ModusAdapter
 from exporter.modus.apiclock import ApiClock, http_date
-from exporter.modus.body import Bodies, Room, allowed
+from exporter.modus.body import LARGEST, Bodies, Room, allowed
 from exporter.modus.errors import ApiError, BodyTooLargeError, Fault, TransientError, broken, excerpt, refusal
 from exporter.modus.model import AgentsPage, Run, RunsPage
 from exporter.modus.pacing import Pause, RateLimit, Retries
@@ -24,6 +24,7 @@ from exporter.modus.requeststats import ApiStats, RequestStats
 from exporter.modus.routes import Routes
 from exporter.modus.secret import Secret, secret_of
 from exporter.modus.urls import api_base, encoded
+from exporter.modus.usage import Grouping, UsageReport, decode_report, iso
 
 HEADERS = {
     "Accept": "application/json",
@@ -44,6 +45,7 @@ class _Call(NamedTuple, Generic[Decoded]):
     decode: Callable[[bytes], Decoded]
     most: int  # bytes of the answer
     agent_id: int  # -1: none
+    route: str | None = None  # None: that of agents, whichever works
 
 
 class _Answer(NamedTuple):
@@ -172,6 +174,12 @@ class ModusClient:
         )
         return self._ask(call, deadline)[0]
 
+    def usage(self, grouping: Grouping, since: float, until: float, *, deadline: Deadline) -> UsageReport:
+        """What was used in each hour from `since` until before `until`, in Unix seconds."""
+        query = {"since": iso(since), "until": iso(until), "rollup": "hour", "group_by": grouping}
+        call = _Call("get_usage", encoded(query), decode_report, LARGEST, -1, "usage")
+        return self._ask(call, deadline)[0]
+
     @property
     def host(self) -> str:
         """Scheme, host and port that are asked, without credentials."""
@@ -193,7 +201,7 @@ class ModusClient:
             until = deadline.within(self._timeout)
             return self._retries.ask(lambda fresh: self._once(call, route, fresh, until, deadline), until)
 
-        return self._routes.ask(by)
+        return by(call.route) if call.route else self._routes.ask(by)
 
     def _once(
         self, call: "_Call[Decoded]", route: str, fresh: bool, until: Deadline, deadline: Deadline

@@ -127,8 +127,12 @@ def _raw(body: bytes, page_size: int, decoder: "msgspec.json.Decoder[Any]") -> A
         raise
     except ValueError:
         pass
-    plain = json.dumps(_tolerant(body), ensure_ascii=False)
-    return decoder.decode(plain.encode("utf-8", "replace"))
+    return decoder.decode(sound(body))
+
+
+def sound(body: bytes) -> bytes:
+    """The same as JSON that any decoder takes. Raises ValueError, and BodyTooLargeError beyond TOLERANT."""
+    return json.dumps(_tolerant(body), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _tolerant(body: bytes) -> Any:

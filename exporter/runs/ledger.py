@@ -10,7 +10,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
+from typing import Any
 
 import msgspec
 
@@ -20,15 +22,16 @@ from exporter.modus.discovery import shard_of
 from exporter.runs.account import KEEP, Account
 from exporter.runs.reader import Known, Reading
 from exporter.runs.schema import Change, LedgerError
-from exporter.runs.state import SCHEMA_VERSION, AgentState, Meta, Totals
+from exporter.runs.state import SCHEMA_VERSION, AgentState, Meta, Totals, UsageState
 from exporter.runs.store import StateFile, StoreError
+from exporter.runs.usage import UsageAccount
 
 PIECE = 20_000  # ids, or the like of them, that are committed at once
 AGENT_WEIGHT = 20  # what an agent's own row costs, in ids
 
 log = logging.getLogger("exporter.runs.ledger")
 _Taken = tuple[
-    Account, list[str], list[str], Totals | None
+    Account | UsageAccount, list[str], list[str], Any
 ]  # what is on its way to the store: new ids, gone ids
 
 
@@ -56,6 +59,7 @@ class Ledger:
         self.lookback = lookback
         self.up = True
         self._accounts: dict[int, Account] = {}
+        self._usage = UsageAccount(UsageState(clock()), only_new=path is None)
         self._lines: dict[str, int] = {}  # of the log in this scrape, by message
         self._removed: set[int] = set()  # agents whose rows are to be deleted
         self._lock = threading.Lock()  # guards the accounts; held for one agent's work
@@ -112,6 +116,12 @@ class Ledger:
             account.told |= account.shown.unshown
             return state, _born_at_zero(account.shown)
 
+    @contextmanager
+    def usage(self) -> Iterator[UsageAccount]:
+        """The account of what was used, for this thread alone and for a short time."""
+        with self._lock:
+            yield self._usage
+
     def agents(self) -> dict[int, AgentState]:
         """The states of all agents that the ledger knows, to look at."""
         with self._lock:
@@ -124,6 +134,7 @@ class Ledger:
                 if account.told & account.state.totals.unshown:
                     account.own().unshown -= account.told
                 account.told = set()
+            self._usage.mark_shown()
 
     def end_scrape(self, in_use: Container[int]) -> None:
         """A scrape is over: let go of agents that are not in use, a lookback after they were read last."""
@@ -152,7 +163,7 @@ class Ledger:
             else:
                 self._tell(up=True)
             with self._lock:
-                for account in self._accounts.values() if not self._store or not self.up else ():
+                for account in self._all() if not self._store or not self.up else ():
                     account.shown = account.keep()  # what is counted in memory is all there is
                     if not self._store:
                         account.changed, account.new, account.gone = False, [], []
@@ -183,7 +194,7 @@ class Ledger:
         meta = self._meta()
         if store.open_again():  # the file does not hold what was written last
             with self._lock:
-                for account in self._accounts.values():
+                for account in self._all():
                     account.changed, account.new, account.gone = True, list(account.counted), []
             return self._write_piece(store, meta, math.inf, anew=True)
         return self._write_piece(store, meta, PIECE, anew=False)
@@ -209,14 +220,19 @@ class Ledger:
                 account.shown = totals
         return True
 
-    def _some_changed(self, most: float) -> Iterator[Account]:
-        for account in self._accounts.values():
+    def _all(self) -> "Iterator[Account | UsageAccount]":
+        if self._usage.state.read_until:  # else there was no report so far
+            yield self._usage
+        yield from self._accounts.values()
+
+    def _some_changed(self, most: float) -> "Iterator[Account | UsageAccount]":
+        for account in self._all():
             if account.changed and most > 0:
                 most -= _weight(account)
                 yield account
 
     def _changes(
-        self, accounts: Iterable[Account], removed: Iterable[int], taken: "list[_Taken]"
+        self, accounts: "Iterable[Account | UsageAccount]", removed: Iterable[int], taken: "list[_Taken]"
     ) -> Iterator[Change]:
         """What to write, an agent at a time as it is then; `taken` gets what is now on its way."""
         for agent_id in removed:
@@ -232,6 +248,8 @@ class Ledger:
 
     def _load(self, store: StateFile, reset_histogram: bool) -> None:
         found = store.load(self._meta())
+        if found.usage:
+            self._usage = UsageAccount(found.usage, only_new=False)
         for agent_id, state in found.agents.items():
             account = self._accounts[agent_id] = Account(agent_id, state, found.counted.get(agent_id, {}))
             index, total = found.meta.shard
@@ -251,7 +269,7 @@ class Ledger:
             state.totals.durations.complete_native(self.bounds)
 
 
-def _weight(account: Account) -> int:
+def _weight(account: "Account | UsageAccount") -> int:
     return AGENT_WEIGHT + len(account.new) + len(account.gone)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from exporter.runs import migration
 from exporter.runs.account import add_checksum
-from exporter.runs.state import SCHEMA_VERSION, AgentState, Corruption, Meta, State
+from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Corruption, Meta, State, UsageState
 
 T = TypeVar("T")
 APPLICATION_ID = 0x4D4F4452  # "MODR"
@@ -121,9 +121,12 @@ def read(db: sqlite3.Connection, meta: Meta | None) -> State:
         found = _decoded(row[0], row[1], Meta) if row else meta
         if found is None:
             raise Corruption("it is empty")
+        rows = {row[0]: row[1:] for row in db.execute("SELECT agent_id, state, checksum FROM agent")}
+        state, checksum = rows.pop(USAGE_ID, (None, b""))
+        usage = None if state is None else _decoded(state, checksum, UsageState, USAGE_ID)
         agents = {
             agent_id: _decoded(state, checksum, AgentState, agent_id)
-            for agent_id, state, checksum in db.execute("SELECT agent_id, state, checksum FROM agent")
+            for agent_id, (state, checksum) in rows.items()
         }
         counted: dict[int, dict[str, float]] = {agent_id: {} for agent_id in agents}
         sums = dict.fromkeys(agents, 0)
@@ -135,7 +138,7 @@ def read(db: sqlite3.Connection, meta: Meta | None) -> State:
     for agent_id, state in agents.items():
         if (state.ids_number, state.ids_sum) != (len(counted[agent_id]), sums[agent_id]):
             raise Corruption(f"the counted runs of agent {agent_id} are not those that were written")
-    return State(found, agents, counted)
+    return State(found, agents, counted, usage)
 
 
 def stamp_of(db: sqlite3.Connection) -> bytes | None:

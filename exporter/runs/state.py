@@ -7,8 +7,10 @@ import msgspec
 
 from exporter.histogram import Histogram
 from exporter.modus.model import Run
+from exporter.modus.usage import Used
 
 SCHEMA_VERSION = 2  # of the stores
+USAGE_ID = -1  # in place of an agent's id: all usage is one account, kept as an agent's is
 MISSED = ("malformed", "vanished", "unreachable")  # why a run could not be counted
 MAX_FAILURES = 100  # ends of failed runs that are kept, to tell a row of failures that a late success breaks
 
@@ -114,6 +116,27 @@ class AgentState(msgspec.Struct, gc=False):
     unread: bool = False  # the newest attempt failed
 
 
+class GroupUse(msgspec.Struct, gc=False):
+    """What one agent or model used. Hours are their starts in Unix seconds."""
+
+    total: Used = Used()
+    hours: dict[int, Used] = {}  # of those that may still be revised: the highest that was counted
+    horizon: int = -1  # hours up to here are final
+    told: bool = True  # a scrape has shown it, if only at 0
+    month: int = 0  # the newest month in which it was used (UTC)
+    month_credits: float = 0.0
+
+
+class UsageState(msgspec.Struct):
+    """What the ledger knows of all usage, by grouping."""
+
+    created: float  # instant from which is counted
+    groups: dict[str, dict[str, GroupUse]] = {}  # by agent id, by what the API calls others, or by model
+    aliases: dict[str, str] = {}  # what the API calls an agent -> under what it is counted
+    read_until: dict[str, int] = {}  # all hours before it were read after their ends
+    based: list[str] = []  # groupings of which all of the first report has been read
+
+
 class Meta(msgspec.Struct, frozen=True):
     """What a store says of itself."""
 
@@ -129,6 +152,7 @@ class State(msgspec.Struct):
     meta: Meta
     agents: dict[int, AgentState]
     counted: dict[int, dict[str, float]]  # agent -> run id -> when the run was over
+    usage: UsageState | None = None
 
 
 class Corruption(Exception):  # noqa: N818 - what is found, not what went wrong

@@ -1,6 +1,7 @@
 """Which agents a scrape reads: they are listed beside scrapes, and the last list serves until then."""
 
 import threading
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,13 @@ class Targets:
     def found(self) -> list[Agent] | None:
         """The newest list of agents; None while there was none."""
         return self._earlier if self._discovery.found is None else self._discovery.found
+
+    @property
+    def known(self) -> Sequence[Agent] | None:
+        """The agents that are listed or were read, with their names; None while that is unknown."""
+        if self._selection.discovers:
+            return self.found
+        return [Agent(agent_id, state.name) for agent_id, state in self._ledger.agents().items()]
 
     def find(self, deadline: Deadline) -> list[Target]:
         """The agents to read; only the first list of agents is waited for, until the deadline."""

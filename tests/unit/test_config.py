@@ -13,19 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.config import (
+    AgentBudget,
     AgentConfig,
+    Budget,
     Config,
     ConfigError,
     Discovery,
     Modus,
     State,
-    TokenError,
     defaults,
     load,
     refuse_same_file,
-    token_source,
 )
 from exporter.scalars import Positive, Secret
+from exporter.tokens import TokenError, token_source
 from exporter.yamlfile import MAX_BYTES
 
 BAD = Path(__file__).parent / "bad_config"
@@ -82,6 +83,9 @@ MISTAKES = {
     "agent_of_zero": "agents[1].id: expected a whole number >= 1, got 0",
     "agent_id_beyond_64_bits": f"agents[0]: {AGENT}, got '99999999999999999999'",
     "agent_listed_twice": "agents[2]: agent 42 is listed twice",
+    "usage_enabled_is_often": "usage.enabled: expected auto, true or false, got 'often'",
+    "usage_budget_is_zero": "usage.budget.total: expected a number above 0, or null, got 0",
+    "usage_budget_without_credits": "usage.budget.agents[0].credits: expected a value, got none",
     "discovery_is_yes": "discovery.enabled: expected true or false, got 'yes'",
     "include_is_no_list": "discovery.include: expected a list, got '*'",
     "include_empty": "discovery.include: expected a list that is not empty, got a list",
@@ -253,7 +257,12 @@ def test_the_example_at_the_root_works_and_states_the_defaults_but_for_discovery
 
 def test_the_example_at_the_root_names_every_key():
     words = set(re.findall(r"^[ #-]*([a-z_]+):", EXAMPLE.read_text(), re.MULTILINE))
-    sections = [AgentConfig, *(type(getattr(Config(), name)) for name in Config.__struct_fields__)]
+    sections = [
+        AgentConfig,
+        AgentBudget,
+        Budget,
+        *(type(getattr(Config(), name)) for name in Config.__struct_fields__),
+    ]
     keys = {key for section in sections if section is not tuple for key in section.__struct_fields__}
     assert words == keys | set(Config.__struct_fields__)
 
