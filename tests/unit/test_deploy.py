@@ -24,6 +24,9 @@ MANIFEST = {
     for document in yaml.safe_load_all((ROOT / "deploy/kubernetes/modus-exporter.yaml").read_text())
 }
 UNIT = (ROOT / "deploy/systemd/modus-exporter.service").read_text()
+WORKFLOWS = {
+    path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")
+}
 FLAGS = {option for action in _parser()._actions for option in action.option_strings}
 
 
@@ -131,11 +134,16 @@ def test_an_image_of_the_compose_stack_is_pinned_by_version(service: str) -> Non
     assert re.search(r":v?\d+\.\d+\.\d+$", COMPOSE[service]["image"])
 
 
-def test_an_action_of_the_workflows_is_pinned_by_version() -> None:
+def test_an_action_of_the_workflows_is_pinned_by_digest_with_its_version_beside_it() -> None:
     workflows = "".join(path.read_text() for path in (ROOT / ".github/workflows").glob("*.yml"))
-    actions = re.findall(r"uses: (\S+)", workflows)
+    actions = re.findall(r"uses: (.+)", workflows)
     assert actions
-    assert [action for action in actions if not re.search(r"@v\d+(\.\d+)*$", action)] == []
+    pinned = re.compile(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert [action for action in actions if not pinned.fullmatch(action)] == []
+    digests = {action.split("@")[0]: set() for action in actions}
+    for action in actions:
+        digests[action.split("@")[0]].add(action.split("@")[1])
+    assert {name: pins for name, pins in digests.items() if len(pins) > 1} == {}
 
 
 # The image
@@ -298,3 +306,35 @@ def test_the_changelog_has_a_dated_entry_for_the_version() -> None:
     assert re.search(
         rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M
     )
+
+
+def test_a_release_goes_to_pypi_as_a_trusted_publisher_with_attestations_and_without_a_secret() -> None:
+    pypi = WORKFLOWS["release.yml"]["jobs"]["pypi"]
+    assert pypi["permissions"] == {"id-token": "write"}
+    assert pypi["environment"]["name"] == "pypi"
+    assert pypi["steps"][-1]["uses"].startswith("pypa/gh-action-pypi-publish@")
+    assert pypi["steps"][-1]["with"] == {"attestations": True}
+    assert "secrets." not in json.dumps(pypi)
+
+
+def test_the_image_and_the_chart_of_a_release_are_signed_by_digest() -> None:
+    image = WORKFLOWS["release.yml"]["jobs"]["image"]
+    assert image["permissions"]["id-token"] == "write"
+    signed = re.findall(r"cosign sign --yes (.+)", image["steps"][-1]["run"])
+    assert signed == ['"$REGISTRY/modus-exporter@$IMAGE"', '"$REGISTRY/charts/modus-exporter@$CHART"']
+    assert image["steps"][-1]["env"] == {
+        "IMAGE": "${{ steps.image.outputs.digest }}",
+        "CHART": "${{ steps.chart.outputs.digest }}",
+    }
+
+
+def test_what_a_workflow_may_do_is_said_for_each_job_or_is_nothing_but_to_read() -> None:
+    for name, workflow in WORKFLOWS.items():
+        assert workflow["permissions"] in ({}, {"contents": "read"}), name
+        checkouts = [
+            step
+            for job in workflow["jobs"].values()
+            for step in job["steps"]
+            if step.get("uses", "").startswith("actions/checkout@")
+        ]
+        assert all(step["with"]["persist-credentials"] is False for step in checkouts), name
