@@ -9,9 +9,11 @@ RUN python3 -m venv --without-pip /opt/modus-exporter \
     && python3 -m pip --python /opt/modus-exporter/bin/python install --no-cache-dir --disable-pip-version-check \
        --require-hashes --only-binary :all: -r requirements.lock
 COPY exporter ./exporter
+# -I: nothing is imported from the working directory, which is writable
 RUN cp -r exporter "$(/opt/modus-exporter/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-    && /opt/modus-exporter/bin/python -m compileall -q /opt/modus-exporter \
-    && install -d /var/lib/modus-exporter
+    && printf '%s\n' '#!/opt/modus-exporter/bin/python -I' 'from exporter.cli import run' 'run()' >/opt/modus-exporter/bin/modus-exporter \
+    && chmod 755 /opt/modus-exporter/bin/modus-exporter \
+    && /opt/modus-exporter/bin/python -m compileall -q /opt/modus-exporter
 
 FROM ${BASE}
 ARG VERSION=unknown
@@ -23,11 +25,15 @@ LABEL org.opencontainers.image.title="modus-exporter" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/modus-exporter /opt/modus-exporter
-COPY --from=build --chown=65532:65532 /var/lib/modus-exporter /var/lib/modus-exporter
 COPY LICENSE /usr/share/doc/modus-exporter/
 COPY config.yaml /etc/modus-exporter/config.yaml
-# where the health check asks: set it when --web.listen-address says another port
-ENV HEALTH_URL=http://127.0.0.1:10371/-/healthy
+# for everybody: an image is run as any user (`docker run --user`), and by OpenShift as one in group 0
+RUN install -d -o 65532 -g 0 -m 1777 /var/lib/modus-exporter
+# a variable, not an argument: it stays when `docker run` or `docker exec` give arguments of their own.
+# HEALTH_URL is where the health check asks: set it when --web.listen-address says another port
+ENV PATH=/opt/modus-exporter/bin:$PATH \
+    MODUS_EXPORTER_CONFIG_FILE=/etc/modus-exporter/config.yaml \
+    HEALTH_URL=http://127.0.0.1:10371/-/healthy
 USER 65532:65532
 # state.path of config.yaml is relative, and so is in the volume
 WORKDIR /var/lib/modus-exporter
@@ -36,6 +42,4 @@ EXPOSE 10371
 # no proxy: HTTP_PROXY is for the API, not for this machine
 HEALTHCHECK --interval=15s --timeout=5s --start-period=10s \
     CMD ["/opt/modus-exporter/bin/python", "-I", "-c", "import os, urllib.request as u; u.build_opener(u.ProxyHandler({})).open(os.environ['HEALTH_URL'], timeout=4)"]
-# -I: nothing is imported from the working directory, which is writable
-ENTRYPOINT ["/opt/modus-exporter/bin/python", "-I", "-m", "exporter"]
-CMD ["--config.file=/etc/modus-exporter/config.yaml"]
+ENTRYPOINT ["/opt/modus-exporter/bin/modus-exporter"]

@@ -1,4 +1,4 @@
-"""Image, compose stack, chart, systemd unit and workflows: one version, the original files, nothing loose."""
+"""Image, compose stack, systemd unit and workflows: the original files, nothing loose."""
 
 import json
 import re
@@ -12,26 +12,16 @@ import yaml
 
 from exporter import __version__
 from exporter.cli import _parser
-from exporter.config import load
+from tests.chart import FLAG_VARIABLES
 
 ROOT = Path(__file__).parents[2]
-CHART = ROOT / "deploy/helm/modus-exporter"
-DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-MANIFEST = {
-    document["kind"]: document
-    for document in yaml.safe_load_all((ROOT / "deploy/kubernetes/modus-exporter.yaml").read_text())
-}
 UNIT = (ROOT / "deploy/systemd/modus-exporter.service").read_text()
+FLAGS = {option for action in _parser()._actions for option in action.option_strings}
 WORKFLOWS = {
     path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")
 }
-FLAGS = {option for action in _parser()._actions for option in action.option_strings}
-
-
-def pod() -> Any:
-    return MANIFEST["StatefulSet"]["spec"]["template"]["spec"]
 
 
 def flags(arguments: list[str]) -> set[str]:
@@ -39,22 +29,6 @@ def flags(arguments: list[str]) -> set[str]:
 
 
 # The same files everywhere
-
-
-def test_the_charts_rules_and_dashboards_are_the_originals() -> None:
-    rules = [ROOT / "prometheus/modus.template.yml", ROOT / "prometheus/settings.yaml"]
-    original = {path.name: path for path in [*rules, *DASHBOARDS]}
-    shipped = {path.name: path for path in (CHART / "files").iterdir()}
-    assert {name: path.read_bytes() for name, path in shipped.items()} == {
-        name: path.read_bytes() for name, path in original.items()
-    }
-    assert {name: path.resolve() for name, path in shipped.items()} == original  # links: nothing can drift
-
-
-def test_the_charts_templates_take_every_one_of_these_files() -> None:
-    rules = (CHART / "templates/prometheusrule.yaml").read_text()
-    assert re.findall(r'\.Files\.Get "files/([^"]+)"', rules) == ["settings.yaml", "modus.template.yml"]
-    assert '.Files.Glob "files/*.json"' in (CHART / "templates/dashboards.yaml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -103,30 +77,7 @@ def test_the_compose_stacks_prometheus_differs_from_the_original_in_its_addresse
     assert {"alertmanager", "exporter"} <= COMPOSE.keys()
 
 
-def test_the_servicemonitor_scrapes_as_prometheus_yml_does_under_the_job_that_the_rules_know() -> None:
-    original = yaml.safe_load((ROOT / "prometheus/prometheus.yml").read_text())
-    values = yaml.safe_load((CHART / "values.yaml").read_text())["serviceMonitor"]
-    assert values["interval"] == original["global"]["scrape_interval"]
-    assert values["scrapeTimeout"] == original["global"]["scrape_timeout"]
-    template = (CHART / "templates/servicemonitor.yaml").read_text()
-    [job] = [each["job_name"] for each in original["scrape_configs"]]
-    assert re.search(rf"- targetLabel: job .*\n +replacement: {job}\n", template)
-
-
-def test_every_limit_of_the_rules_is_a_value_of_the_chart() -> None:
-    settings = yaml.safe_load((ROOT / "prometheus/settings.yaml").read_text())
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    thresholds = schema["properties"]["prometheusRule"]["properties"]["thresholds"]["properties"]
-    assert thresholds.keys() == settings.keys() - {"job", "grafana_url", "runbook_url"}
-
-
 # One version, pinned images
-
-
-def test_chart_and_manifest_are_of_the_version() -> None:
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
-    assert pod()["containers"][0]["image"] == f"ghcr.io/modus-exporter/modus-exporter:{__version__}"
 
 
 @pytest.mark.parametrize("service", sorted(COMPOSE.keys() - {"exporter"}))
@@ -168,10 +119,23 @@ def test_the_image_runs_the_exporter_itself_without_root() -> None:
     user = re.search(r"^USER (\d+):(\d+)$", final, re.M)
     assert user
     assert user.groups() == ("65532", "65532")
-    for instruction in ("ENTRYPOINT", "CMD"):
-        [arguments] = re.findall(rf"^{instruction} (.*)", final, re.M)
-        assert isinstance(json.loads(arguments), list)  # exec form: no shell between it and the signals
-        assert flags(json.loads(arguments)) <= FLAGS
+    [command] = re.findall(r"^ENTRYPOINT (.*)", final, re.M)
+    assert json.loads(command) == [
+        "/opt/modus-exporter/bin/modus-exporter"
+    ]  # no shell that keeps the signals
+
+
+def test_arguments_to_the_image_keep_its_configuration() -> None:
+    assert not re.search(r"^CMD", DOCKERFILE, re.M)  # arguments would take its place
+    variables = dict(re.findall(r"(MODUS_EXPORTER_\w+)=(\S+)", DOCKERFILE))
+    assert variables.keys() <= FLAG_VARIABLES
+    assert re.search(rf"^COPY config.yaml {variables['MODUS_EXPORTER_CONFIG_FILE']}$", DOCKERFILE, re.M)
+
+
+def test_the_images_state_can_be_written_by_any_user() -> None:
+    [volume] = re.findall(r"^VOLUME (\S+)$", DOCKERFILE, re.M)
+    assert re.search(rf"^RUN install -d -o 65532 -g 0 -m 1777 {volume}$", DOCKERFILE, re.M)
+    assert re.search(rf"^WORKDIR {volume}$", DOCKERFILE, re.M)
 
 
 def test_the_images_health_check_needs_no_shell_and_no_curl() -> None:
@@ -200,75 +164,15 @@ def test_every_service_of_the_compose_stack_has_a_health_check(service: str) -> 
     assert "healthcheck" in COMPOSE[service] or (service == "exporter" and "\nHEALTHCHECK" in DOCKERFILE)
 
 
-@pytest.mark.parametrize(("key", "expected"), [("", "--demo"), ("modus_pat_x", "--config.file=")])
+@pytest.mark.parametrize(("key", "expected"), [("", "--demo"), ("modus_pat_x", "")])
 def test_the_compose_exporter_shows_the_demo_unless_there_is_a_key(key: str, expected: str) -> None:
-    script = COMPOSE["exporter"]["entrypoint"][2].replace("$$", "$")
-    told = script.replace("exec /opt/modus-exporter/bin/python", "echo")
-    run = subprocess.run(["sh", "-c", told], env={"MODUS_API_KEY": key}, check=True, capture_output=True)
-    assert run.stdout.decode().startswith(f"-I -m exporter {expected}")
+    _, _, script, name = COMPOSE["exporter"]["entrypoint"]
+    told = script.replace("$$", "$").replace("exec modus-exporter", "echo")
+    run = subprocess.run(
+        ["sh", "-c", told, name], env={"MODUS_API_KEY": key}, check=True, capture_output=True
+    )
+    assert run.stdout.decode().strip() == expected
     assert b"modus_pat_x" not in run.stdout + run.stderr
-
-
-# Kubernetes
-
-
-def test_the_manifests_configuration_loads_and_its_paths_are_mounted(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(MANIFEST["ConfigMap"]["data"]["config.yaml"])
-    config = load(str(path), {})
-    mounts = {Path(mount["mountPath"]): mount for mount in pod()["containers"][0]["volumeMounts"]}
-    token, state = Path(config.modus.token_file or ""), Path(config.state.path or "")
-    assert mounts[token.parent]["readOnly"]
-    assert "subPath" not in mounts[token.parent]  # with it, a new token would not show
-    assert not mounts[state.parent].get("readOnly")
-    assert mounts[state.parent]["name"] in [
-        claim["metadata"]["name"] for claim in MANIFEST["StatefulSet"]["spec"]["volumeClaimTemplates"]
-    ]
-
-
-def test_the_pods_index_is_the_shard() -> None:
-    [container] = pod()["containers"]
-    assert flags(container["args"]) <= FLAGS
-    assert "--shard=$(POD_INDEX)" in container["args"]
-    assert f"--total-shards={MANIFEST['StatefulSet']['spec']['replicas']}" in container["args"]
-    [index] = [
-        each["valueFrom"]["fieldRef"]["fieldPath"] for each in container["env"] if each["name"] == "POD_INDEX"
-    ]
-    assert index == "metadata.labels['apps.kubernetes.io/pod-index']"
-
-
-def test_the_pod_may_do_nothing_that_it_need_not() -> None:
-    [container] = pod()["containers"]
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert pod()["securityContext"]["runAsNonRoot"]
-    assert pod()["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod()["automountServiceAccountToken"] is False
-    assert MANIFEST["NetworkPolicy"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
-
-
-def test_the_values_schema_knows_every_value_and_no_other() -> None:
-    schema = json.loads((CHART / "values.schema.json").read_text())
-
-    def compare(values: Any, part: Any, path: str) -> list[str]:
-        if part.get("additionalProperties") is not False:
-            return []
-        names = part["properties"]
-        wrong = [f"{path}{name}" for name in values if name not in names]
-        return wrong + [
-            each
-            for name in values
-            if name in names
-            for each in compare(values[name], names[name], f"{path}{name}.")
-        ]
-
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert compare(values, schema, "") == []
-    optional = {"global", "nameOverride", "fullnameOverride"}
-    assert schema["properties"].keys() - values.keys() == optional
 
 
 # systemd
