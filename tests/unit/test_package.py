@@ -33,9 +33,12 @@ def metadata(dist: Path) -> Message:
     return HeaderParser().parsestr(text)
 
 
-def test_the_wheel_holds_the_package_its_types_and_a_sample_configuration(dist: Path) -> None:
-    wheel = dist / "wheel"
-    assert {path.name for path in wheel.iterdir()} == {"exporter", f"modus_exporter-{__version__}.dist-info"}
+def test_the_wheel_holds_the_package_its_types_a_sample_configuration_and_the_unit(dist: Path) -> None:
+    wheel, name = dist / "wheel", f"modus_exporter-{__version__}"
+    assert {path.name for path in wheel.iterdir()} == {"exporter", f"{name}.dist-info", f"{name}.data"}
+    unit = ROOT / "deploy/systemd/modus-exporter.service"
+    shared = wheel / f"{name}.data" / "data/share/modus-exporter/modus-exporter.service"
+    assert shared.read_bytes() == unit.read_bytes()
     assert (wheel / "exporter" / "py.typed").is_file()
     assert (wheel / "exporter" / "config.yaml").read_bytes() == (ROOT / "config.yaml").read_bytes()
 
