@@ -26,6 +26,7 @@ from exporter.modus.model import (
     Label,
     Run,
     Variation,
+    kept_id,
 )
 
 USUAL = 2048  # bytes of an item; a page of no more than this for each is decoded before its items are counted
@@ -183,14 +184,14 @@ def _each(
         if item is not None:
             items.append(item)
         else:
-            id_ = _id(values.get("id")) if isinstance(values, dict) else None
+            id_ = _run_id(values.get("id")) if isinstance(values, dict) else None
             malformed.append(id_ or hashlib.blake2b(body, digest_size=8).hexdigest())
     return items, malformed
 
 
 def _loose_run(values: dict[str, Any]) -> Run | None:
     """A run of which only id and status have to be usable."""
-    id_, status = _id(values.get("id")), _label(values.get("status"))
+    id_, status = _run_id(values.get("id")), _label(values.get("status"))
     if not id_ or not status:
         return None
     return Run(
@@ -247,6 +248,11 @@ def _text(value: object) -> str | None:
 def _id(value: object) -> str | None:
     text = _text(value)
     return text if text and len(text) <= LONGEST_ID else None
+
+
+def _run_id(value: object) -> str | None:
+    text = _text(value)
+    return kept_id(text) if text else None
 
 
 def _label(value: object) -> str | None:

@@ -4,6 +4,7 @@ Field names and meanings are those of the API reference ("List recent runs for a
 Only what the exporter uses is decoded; unknown fields are ignored.
 """
 
+import hashlib
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,11 +17,13 @@ TERMINAL_STATUSES = ("completed", "error", "cancelled")
 TOTAL_COUNT = "all_executions"  # in `counts` beside its own parts; never a status value
 
 LONGEST_LABEL = 200  # characters of a label value; a longer one is cut
-LONGEST_ID = 1100  # characters of a run's id: Temporal allows 1,000 for that of its workflow
+LONGEST_ID = 1100  # characters of a workflow's id: Temporal allows 1,000
+LONGEST_RUN_ID = 256  # characters of a run's id; of a longer one the beginning and a digest are kept
 LONGEST_TIME = 64  # characters of a time; a longer text is none
 LONGEST_TOKEN = 8192  # characters of a page token: it has to fit into a URL
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_ID)]
+RunId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_RUN_ID)]
 Label = Annotated[str, msgspec.Meta(max_length=LONGEST_LABEL)]
 Time = Annotated[str, msgspec.Meta(max_length=LONGEST_TIME)]
 
@@ -35,6 +38,13 @@ def printable(text: str) -> str:
 def label(text: str) -> str:
     """`text` as a label value: printable, and no longer than any name has to be."""
     return printable(text[:LONGEST_LABEL])
+
+
+def kept_id(text: str) -> str:
+    """A run's id as it is remembered: of a long one, which every counted run would cost, a digest."""
+    if len(text) <= LONGEST_RUN_ID:
+        return text
+    return f"{text[:128]}...{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 def seconds(timestamp: str | None) -> float | None:
@@ -54,7 +64,7 @@ def _seconds(timestamp: str) -> float | None:
 class Run(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """One run as the list shows it. Its identity is `id`: one workflow can have several."""
 
-    id: Id
+    id: RunId
     workflow_id: Id
     status: Annotated[Label, msgspec.Meta(min_length=1)]
     agent_name: Label = ""

@@ -26,6 +26,7 @@ NOT_LISTED = "runs that the API counts are not in its list: they are counted as 
 GONE = "an open run is gone from the API: it is counted as missed"
 MAX_LINES = 10  # log lines about single runs, of one kind and one scrape
 MAX_OPEN = 10_000  # open runs of one agent that are followed; more of them end unseen unless the list tells
+MAX_MALFORMED = 10_000  # items of one agent that are remembered: one without an id may never be the same
 
 log = logging.getLogger("exporter.runs.ledger")
 
@@ -50,6 +51,7 @@ class Account:
         self.moved = False  # it came from another shard, and was not read since
         self._kept: Totals | None = state.totals  # must not be changed: shown, or about to be
         self._pruned: float | None = None
+        self._malformed: int | None = None  # of `counted`; None: not known
         self._warned: set[str] = set()
 
     @classmethod
@@ -224,10 +226,17 @@ class Account:
     def _note_malformed(self, key: str, now: float, lines: dict[str, int]) -> None:
         """Count an item that could not be decoded as missed, once."""
         id_ = MALFORMED + label(key)
-        if id_ not in self.counted:
-            self._add_id(id_, now + TIMELESS)
-            self.own().missed["malformed"] += 1
-            self._say(lines, "a run cannot be read: it is counted as missed", run_id=label(key))
+        if id_ in self.counted:
+            return
+        if self._malformed is None:
+            self._malformed = sum(each.startswith(MALFORMED) for each in self.counted)
+        if self._malformed >= MAX_MALFORMED:
+            self._warn_once("runs that cannot be read", MAX_MALFORMED, "are not counted as missed")
+            return
+        self._malformed += 1
+        self._add_id(id_, now + TIMELESS)
+        self.own().missed["malformed"] += 1
+        self._say(lines, "a run cannot be read: it is counted as missed", run_id=label(key))
 
     def _forget_vanished(self, search: Backlog, now: float, lines: dict[str, int]) -> None:
         """Give up open runs that a search should have met: the platform no longer has them."""
@@ -261,6 +270,7 @@ class Account:
             over = self.counted.pop(id_)
             self.changed = True
             self.gone.append(id_)
+            self._malformed = None  # to be counted again
             state.horizon = max(state.horizon, over)
             state.forgotten += not id_.startswith(MALFORMED)
             state.ids_number, state.ids_sum = state.ids_number - 1, add_checksum(state.ids_sum, id_, over, -1)

@@ -6,6 +6,7 @@ import sqlite3
 import msgspec
 
 from exporter.histogram import Exemplar, Histogram
+from exporter.modus.model import kept_id
 from exporter.runs.account import add_checksum
 from exporter.runs.state import AgentState, Backlog, Corruption, Meta, OpenRun, State, Totals, Watermark
 
@@ -67,7 +68,7 @@ def read_version_1(db: sqlite3.Connection) -> State:
     meta = msgspec.json.decode(row[0], type=Meta)
     counted: dict[int, dict[str, float]] = {}
     for agent_id, run_id, start in db.execute("SELECT agent_id, run_id, start FROM counted"):
-        counted.setdefault(agent_id, {})[run_id] = max(min(start, 1e12), meta.written)
+        counted.setdefault(agent_id, {})[kept_id(run_id)] = max(min(start, 1e12), meta.written)
     agents = {
         agent_id: _state(msgspec.json.decode(state, type=_Account), counted.setdefault(agent_id, {}), meta)
         for agent_id, state in db.execute("SELECT agent_id, state FROM account")
@@ -91,7 +92,7 @@ def _state(account: _Account, counted: dict[str, float], meta: Meta) -> AgentSta
         name=account.name,
         type=account.type,
         watermark=Watermark(cursor.newest, cursor.first_seen, cursor.floor, backlogs=gaps),
-        open=account.open,
+        open={kept_id(run_id): run for run_id, run in account.open.items()},
         opens_listed=account.opens_listed,
         base_read=True,
         ended_after=account.ended_after,

@@ -139,7 +139,6 @@ class _Walk:
             refused = self.backlog.token is not None and error.reason not in NOT_THE_TOKEN
             if not refused or not self.useful:
                 raise
-        self.useful = False
         self.repeats = self.backlog.pages
         self.backlog = replace(self.backlog, token=None, pages=0)
         self._pages = self._from(None)
@@ -213,8 +212,6 @@ def _few(backlogs: tuple[Backlog, ...]) -> tuple[Backlog, ...]:
     n = min(range(1, len(stretches)), key=lambda n: stretches[n].pages)
     newer, older = stretches[n - 1 : n + 1]
     joined = replace(newer, floor=min(newer.floor, older.floor))
-    if older.token is None:
-        joined = replace(joined, token=None, pages=0)
     return (*stretches[: n - 1], joined, *stretches[n + 1 :], *search)
 
 

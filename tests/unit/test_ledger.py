@@ -180,6 +180,7 @@ def test_a_longer_lookback_counts_no_forgotten_run_again(path: str, clock: Clock
     assert book.agents()[AGENT].ids_number == 0
     book.close()
     longer = ledger(path, clock, lookback=30 * DAY)
+    assert finished(longer) == 1
     record(longer, a_run("wf:1"))
     assert finished(longer) == 1
     longer.close()
@@ -475,4 +476,39 @@ def test_an_end_further_ahead_than_a_day_is_none(path: str, clock: Clock, ahead:
     assert finished(book) == 2
     assert ("error" in totals(book).last_end) is known
     assert len(totals(book).failures) == known
+    book.close()
+
+
+def test_items_that_cannot_be_read_are_remembered_up_to_a_bound_and_that_is_said_once(
+    path: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(account, "MAX_MALFORMED", 5)
+    for first in (0, 3):  # also over a restart
+        book = ledger(path, clock)
+        for number in range(first, first + 10):
+            book.record(AGENT, reading(malformed=[f"never the same {number}"], now=clock()))
+        book.close()
+    assert totals(book).missed["malformed"] == 5
+    assert len(read_state(path).counted[AGENT]) == 5
+    said = [
+        line.getMessage() for line in caplog.records if "more runs that cannot be read" in line.getMessage()
+    ]
+    assert len(said) == 2  # once by each process
+    with closing(ledger(path, clock)) as book:
+        book.record(AGENT, reading(malformed=["one too many"], now=clock()))
+        for _ in range(100):  # until they are forgotten
+            clock.advance(DAY)
+            record(book)
+        book.record(AGENT, reading(malformed=["another"], now=clock()))
+        assert totals(book).missed["malformed"] == 6
+
+
+def test_an_open_run_and_what_becomes_of_it_is_written(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book)
+    book.commit()
+    for status in ("running", "awaiting_human"):
+        record(book, a_run("wf:1", status, end=None, duration_ms=None))
+        book.commit()
+        assert read_state(path).agents[AGENT].open["wf:1"].status == status
     book.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from exporter.demo.simulator import SimulatedModus, SimulatedRun
+from exporter.modus.model import kept_id
 from exporter.runs.store import LedgerError, read_state
 from tests.simulation import BOUNDS, DAY, START, Clock, Exporter, finished, settings
 
@@ -35,8 +36,11 @@ class World:
         self.modus = SimulatedModus(fleet={}, clock=self.clock)
         self.modus.add_agent(AGENT, "Any agent")
         self.forgotten = self.modus.start_run(AGENT, lasts=20.0)
-        self.waiting = self.modus.start_run(AGENT, at=START - 1.5 * DAY, waits_from=0.0)
-        self.counted = [self.run(START - 3600), self.run(START - 1800), self.run(START - 900, "error")]
+        self.waiting = self.modus.start_run(
+            AGENT, at=START - 1.5 * DAY, waits_from=0.0, workflow_id="v" * 300
+        )
+        long = self.modus.start_run(AGENT, at=START - 3600, lasts=20.0, trigger="api", workflow_id="w" * 300)
+        self.counted = [long, self.run(START - 1800), self.run(START - 900, "error")]
         self.clock.now = START
 
     def run(self, at: float, outcome: str = "completed", lasts: float = 20.0) -> SimulatedRun:
@@ -168,7 +172,7 @@ def test_the_file_is_of_todays_schema_after_one_commit_and_goes_on_after_a_resta
         exporter.scrape()
     state = read_state(world.path)
     assert state.meta.version == 2
-    assert state.counted[AGENT].keys() == {run.id for run in world.counted}
+    assert state.counted[AGENT].keys() == {kept_id(run.id) for run in world.counted}
     with closing(sqlite3.connect(world.path)) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert tables == {"meta", "agent", "counted"}

@@ -15,6 +15,7 @@ from exporter.modus.pages import MAX_FRUITLESS
 from exporter.runs.paging import (
     MARGIN,
     MAX_BACKLOGS,
+    REPEATS,
     Ask,
     catch_up,
     next_page_size,
@@ -222,6 +223,13 @@ def test_no_more_pages_than_allowed_are_read() -> None:
     assert len(runs.asked) == 3
 
 
+def test_of_pages_that_only_repeat_what_is_known_no_more_are_read_than_ten_times_as_many() -> None:
+    runs = RunsList(*every(60, 500))
+    mark = Watermark(NOW, NOW, NOW, backlogs=(Backlog(-math.inf, 10),))
+    walk(mark, runs.ask, 2, runs.starts)
+    assert len(runs.asked) == 2 * REPEATS
+
+
 def test_a_page_token_of_an_earlier_walk_that_is_refused_costs_a_walk_from_the_top() -> None:
     runs = RunsList(*every(60, 95))
     _, mark = runs.newest(Watermark())
@@ -269,6 +277,7 @@ def test_tokens_that_live_shorter_than_a_walk_do_not_keep_it_from_its_end() -> N
         runs.expired = {backlog.token for backlog in mark.backlogs if backlog.token}
         starts, mark = walk(mark, runs.ask, 1, known)
         known.update(starts)
+        assert all(backlog.pages == int(backlog.token or 0) / 10 for backlog in mark.backlogs)
     assert mark.backlogs == ()
     assert known == set(runs.starts)
 

@@ -3,6 +3,7 @@
 import json
 import weakref
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,22 @@ def test_an_open_run_that_names_no_start_is_looked_for_in_the_whole_lookback() -
     world.scrape()
     world.modus.end_run(deep, "cancelled")
     assert world.scrape()["cancelled"] == 1
+
+
+def test_a_deep_search_comes_to_its_end_though_page_tokens_die_between_two_scrapes(tmp_path: Path) -> None:
+    limits = {"page_size": 10, "max_pages": 3, "reconcile_interval": 0.0}
+    world = Recorded(tmp_path, single_run=False, token_life=50.0, **limits)
+    deep = world.modus.start_run(AGENT)
+    world.history(250, apart=300)
+    world.scrapes(40)
+    assert not world.agent.backlog
+    world.modus.end_run(deep, "error")
+    pages = []
+    while world.scrapes(1)["error"] == 0:
+        pages.append(world.asked.count("list_runs"))
+        assert len(pages) < 20
+    assert max(later - earlier for earlier, later in pairwise(pages)) <= 3  # by so many it gets further
+    world.exporter.close()
 
 
 def test_after_a_walk_for_one_run_the_end_of_another_is_noticed_at_once() -> None:
