@@ -123,8 +123,8 @@ class Account:
 
     def mark_unread(self) -> None:
         """Note that the newest attempt to read the agent failed, or that it is no longer in use."""
-        self.changed = self.changed or not self.state.unread
-        self.state.unread = True
+        if not self.state.unread:
+            self.changed = self.state.unread = True
 
     def _note(self, reading: Reading, clock: Callable[[], float]) -> None:
         """Take over what a reading found besides runs."""
@@ -155,7 +155,8 @@ class Account:
     ) -> None:
         state = self.state
         was_open = state.open.pop(run.id, None)
-        self.changed = self.changed or was_open is not None
+        if was_open is not None:
+            self.changed = True
         start = run.start if run.start is not None or was_open is None else was_open.start
         duration, end = duration_of(run, start), run.end
         if end is None and start is not None and duration is not None:
@@ -163,9 +164,8 @@ class Account:
         if end is not None and end > max(now, clock()) + AHEAD:
             end = None
         if not counts(state, run, start, end, was_open=was_open is not None):
-            if was_open or (end is not None and end > state.totals.last_end.get(run.status, -math.inf)):
-                known = state.totals.last_end
-                self._note_end(self._bounded("statuses", label(run.status), known, MAX_STATUSES), end)
+            known = state.totals.last_end
+            self._note_end(self._bounded("statuses", label(run.status), known, MAX_STATUSES), end)
             return
         self._add_id(run.id, was_over(run, now + TIMELESS))
         totals = self.own()

@@ -65,7 +65,7 @@ def read_newest(
     if mark.newest is not None and mark.floor is not None and mark.newest > page.now:
         # the clock stepped back: new runs start below older ones, and its new time is what counts
         mark = replace(mark, newest=page.now, first_seen=page.now, floor=min(mark.floor, page.now - MARGIN))
-    floor = page.now - lookback if mark.floor is None else min(mark.floor, page.now - MARGIN)
+    floor = page.now - lookback if mark.floor is None else mark.floor
     by_start = order(page, mark.by_start)
     if size < full_size and not suffices(page, by_start):
         size, page = full_size, ask(None, full_size)

@@ -146,12 +146,13 @@ def test_an_agent_that_is_away_for_less_than_a_lookback_goes_on(world: Recorded)
     assert world.scrapes(3) == Counter(completed=13)
 
 
-def test_an_api_clock_of_days_ahead_at_the_first_sight_costs_no_later_run(tmp_path: Path) -> None:
-    world = Recorded(tmp_path)
-    world.offset = 3 * DAY
+@pytest.mark.parametrize("ahead", [0.9 * DAY, 3 * DAY])  # of which the latter is not believed at once
+def test_an_api_clock_far_ahead_at_the_first_sight_costs_no_later_run(tmp_path: Path, ahead: float) -> None:
+    world = Recorded(tmp_path, lookback=3600.0)
+    world.offset = ahead
     world.scrapes(2)
     world.offset = 0.0
-    world.scrapes(2)
+    world.scrapes(6)
     for _ in range(20):
         world.modus.start_run(AGENT, lasts=5.0)
         world.scrapes(1)

@@ -174,6 +174,7 @@ def test_a_run_first_seen_after_the_lookback_is_not_counted_but_one_seen_open_is
 def test_a_longer_lookback_counts_no_forgotten_run_again(path: str, clock: Clock) -> None:
     book = ledger(path, clock)
     record(book, a_run("wf:1"))
+    book.commit()
     for _ in range(2):  # ids are looked through once an hour
         clock.advance(1.2 * DAY)
         record(book)
@@ -237,6 +238,38 @@ def test_a_run_with_an_end_alone_has_no_duration(path: str, clock: Clock) -> Non
     book.close()
 
 
+def test_a_run_that_names_its_start_only_while_it_is_open_has_a_duration(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1", "running", end=None, duration_ms=None))
+    record(book, a_run("wf:1", start=None, duration_ms=None))
+    assert totals(book).durations.sum == 30
+    book.close()
+
+
+def test_a_duration_alone_is_enough(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run(start=None, end=None))
+    assert (finished(book), totals(book).durations.sum) == (1, 30)
+    book.close()
+
+
+def test_durations_are_those_of_completed_runs(
+    path: str, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1", "error"), a_run("wf:2", "cancelled", duration_ms=-1))
+    assert (finished(book), sum(totals(book).durations.buckets)) == (2, 0)
+    assert not caplog.records
+    book.close()
+
+
+def test_the_last_end_is_the_newest_in_whatever_order_they_come(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1", end=START - 10), a_run("wf:2", end=START - 50))
+    assert totals(book).last_end == {"completed": START - 10}
+    book.close()
+
+
 def test_a_duration_on_a_bound_is_in_that_bucket(path: str, clock: Clock) -> None:
     book = ledger(path, clock)
     record(book, a_run("a", duration_ms=1000), a_run("b", duration_ms=1001), a_run("c", duration_ms=601_000))
@@ -262,6 +295,8 @@ def test_trigger_types_beyond_twenty_become_other_and_that_is_said_once(
     by_trigger = totals(book).finished["completed"]
     assert len(by_trigger) == 21
     assert by_trigger["other"] == 1000 - 15
+    record(book, a_run("wf:known", trigger="trigger 3"))
+    assert totals(book).finished["completed"]["trigger 3"] == 2
     assert len(caplog.records) == 1
     book.close()
 
@@ -387,6 +422,8 @@ def test_open_runs_without_end_are_followed_up_to_a_bound_and_count_when_they_en
     assert [line.getMessage() for line in caplog.records] == [
         "more open runs than one agent can have: further ones are not followed"
     ]
+    record(book, a_run("wf:1", "awaiting_human", end=None, duration_ms=None))
+    assert book.agents()[AGENT].open["wf:1"].status == "awaiting_human"
     record(book, a_run("wf:1"), a_run("wf:19"))
     assert finished(book) == 2
     book.close()

@@ -125,6 +125,18 @@ def test_what_is_settled_stays_so_when_a_newer_run_comes() -> None:
         assert mark.backlogs == ()
 
 
+def test_what_was_read_once_is_not_read_again() -> None:
+    runs = RunsList(*every(60, 50))
+    mark = settled(runs)
+    runs.now += HOUR
+    runs.add(*every(10, 30, until=runs.now))
+    for _ in range(2):
+        _, mark = runs.read(mark)
+        runs.now += MARGIN
+    runs.newest(mark, size=5)
+    assert runs.asked == [(None, 5)]
+
+
 def test_until_then_the_page_reaches_the_margin_below_it() -> None:
     runs = RunsList(*every(1, 300))
     _, mark = runs.read(Watermark())
@@ -296,6 +308,20 @@ def test_an_odd_start_at_the_end_of_a_page_ends_no_walk() -> None:
     page, mark = read_newest(Watermark(), ask, size=10, full_size=10, lookback=DAY)
     starts, _ = walk(mark, ask)
     assert {*starts, *starts_of(page)} >= set(runs.starts)
+
+
+@pytest.mark.parametrize(
+    "items", [[], [a_run(None), a_run(None, name="b"), a_run(NOW - 2 * DAY)]], ids=["empty", "hardly a start"]
+)
+def test_a_page_that_tells_little_ends_no_walk(items: list[Run]) -> None:
+    runs = RunsList(*every(60, 25))
+
+    def ask(token: str | None, size: int) -> RunsPage:
+        page = runs.ask(token, size)
+        return RunsPage(items if token is None else page.runs, {}, page.next_page_token, NOW)
+
+    _, mark = read_newest(Watermark(), ask, size=10, full_size=10, lookback=DAY)
+    assert walk(mark, ask)[0] == runs.starts[10:]
 
 
 class ByClose(RunsList):
