@@ -141,7 +141,7 @@ def connect(config: Config, before: ModusClient | None = None) -> ModusClient:
         try:
             return read()
         except TokenError as error:
-            raise ApiError("unauthorized", str(error)) from None
+            raise ApiError("unauthorized", str(error), hint="check modus.token_file") from None
 
     return ModusClient(
         config.modus.base_url,

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         with ExitStack() as stack:
             return _run(args, stack)
     except (ConfigError, WebError, LedgerError, ApiError) as error:
-        _complain(str(error))
+        _complain(error.line if isinstance(error, ApiError) else str(error))
         return getattr(error, "exit_code", 1 if isinstance(error, (LedgerError, ApiError)) else 2)
 
 

@@ -71,8 +71,8 @@ class ReadErrors:
             if error is None:
                 log.info("agent can be read again", extra=fields(agent_id=agent_id))
             else:
-                why = fields(agent_id=agent_id, reason=error.reason, error=str(error))
-                log.warning("agent cannot be read", extra=why)
+                why = {"reason": error.reason, "error": str(error), "hint": error.hint}
+                log.warning("agent cannot be read", extra=fields(agent_id=agent_id, **why))
         if len(changed) > MAX_LINES:
             unreadable = sum(error is not None for error in errors.values())
             more = fields(more=len(changed) - MAX_LINES, unreadable=unreadable)

@@ -209,7 +209,9 @@ class ModusAdapter(HTTPAdapter):
         proxies = dict(settings["proxies"])
         proxy = requests.utils.select_proxy(base_url, proxies)
         if proxy and proxy.lower().startswith("socks"):
-            raise ApiError("connection", "SOCKS proxies are not supported: name an HTTP proxy")
+            raise ApiError(
+                "connection", "SOCKS proxies are not supported", hint="name an HTTP proxy in https_proxy"
+            )
         request = requests.Request("GET", base_url).prepare()
         pool: Any = super().get_connection_with_tls_context(request, True, proxies)
         pool.ConnectionCls = _Https if pool.scheme == "https" else _Http

@@ -17,7 +17,7 @@ from exporter.modus import decode
 from exporter.modus.adapter import Exchange, ModusAdapter
 from exporter.modus.apiclock import ApiClock, http_date
 from exporter.modus.body import LARGEST, Bodies, Room, allowed
-from exporter.modus.errors import ApiError, BodyTooLargeError, Fault, TransientError, broken, excerpt, refusal
+from exporter.modus.errors import REFUSED, ApiError, BodyTooLargeError, Fault, broken, excerpt, refusal
 from exporter.modus.model import AgentsPage, Run, RunsPage
 from exporter.modus.pacing import Pause, RateLimit, Retries
 from exporter.modus.requeststats import ApiStats, RequestStats
@@ -100,8 +100,8 @@ class ModusClient:
             adapter = ModusAdapter(self._base, concurrency + BESIDE, ca_file)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as exc:
             # the text of a library's error may hold a proxy's password
-            text = f"the proxy of the environment cannot be used ({type(exc).__name__}): check https_proxy"
-            raise ApiError("connection", text) from None
+            text = f"the proxy of the environment cannot be used ({type(exc).__name__})"
+            raise ApiError("connection", text, hint="check https_proxy and http_proxy") from None
         self._session = requests.Session()
         self._session.mount(self._base, adapter)
         self._routes = Routes(resource, monotonic)
@@ -142,7 +142,12 @@ class ModusClient:
             allowed(page_size),
             agent_id,
         )
-        page, answer = self._ask(call, deadline)
+        try:
+            page, answer = self._ask(call, deadline)
+        except ApiError as error:
+            if timeframe and error.hint == REFUSED:
+                error.hint = "the API refuses what is asked: check runs.timeframe"
+            raise
         token = page.next_page_token or None
         return RunsPage(page.runs, page.counts, token, answer.now, answer.skew, page.malformed)
 
@@ -215,7 +220,7 @@ class ModusClient:
             raise ApiError(self._limit(deadline).reason, f"{where}: not asked, no time left")
         token = self._token()
         if not re.fullmatch("[!-~]+", token):
-            raise ApiError("unauthorized", "the token is empty or not fit for a header: check modus.token")
+            raise ApiError("unauthorized", f"{where}: not asked, the token is empty or not fit for a header")
         exchange = Exchange(until, patience=min(self._timeout, left * FIRST_BYTE), fresh=fresh)
         room = self._bodies.room()
         try:
@@ -225,10 +230,7 @@ class ModusClient:
             room.leave()
         if not isinstance(got, Fault):
             return got
-        text = f"{where}: {got.text}"
-        if got.transient:
-            raise TransientError(got.reason, text, status=got.status, idle=exchange.reused and not got.status)
-        raise ApiError(got.reason, text, status=got.status, missing=got.missing, too_large=got.too_large)
+        raise got.error(where, idle=exchange.reused and not got.status)
 
     def _exchange(
         self,

@@ -13,7 +13,7 @@ import msgspec
 import requests
 import urllib3
 
-from exporter.modus.secret import Secret
+from exporter.modus.secret import USUAL, Secret
 
 Reason = Literal[
     "unauthorized",
@@ -29,15 +29,31 @@ Reason = Literal[
 ]
 REASONS: tuple[str, ...] = get_args(Reason)
 REASON_OF: dict[int, Reason] = {401: "unauthorized", 403: "forbidden", 404: "not_found", 429: "rate_limited"}
+HINTS: dict[Reason, str] = {  # what to do, where nothing more is known
+    "unauthorized": "check the token: MODUS_API_KEY, modus.token or modus.token_file",
+    "forbidden": "give the token the missing scope",
+    "not_found": "check agents and modus.resource",
+    "rate_limited": "the API limits this token: try again later",
+    "server_error": "the API failed: try again later",
+    "timeout": "check the network, or raise modus.timeout",
+    "deadline": "check the network",
+    "connection": "check modus.base_url, the network and the proxy",
+    "bad_response": "this does not look like the Modus API: check modus.base_url",
+    "internal": "a mistake in the exporter: report it",
+}
+NOT_THE_API = "this is no answer of the Modus API: check modus.base_url and the proxy"
+REFUSED = "the API refuses what is asked: is there a newer modus-exporter?"
+UNKNOWN = ": this id or route is unknown, or not for this token"
+USE_HTTPS = "write https:// in modus.base_url"
 NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 
 
 class ApiError(Exception):
     """A request that brought no usable answer.
 
-    `reason` is a value of `modus_agent_read_errors_total`; the text is one line for the log and
-    never holds a secret; `missing` lists the scopes a 403 names; `status` is the HTTP status, if
-    there was one; `too_large` says that a smaller page might do.
+    `reason` is a value of `modus_agent_read_errors_total`; the text says in one line what went wrong
+    where, `hint` what to do about it, and neither ever holds a secret; `missing` lists the scopes a 403
+    names; `status` is the HTTP status, if there was one; `too_large` says that a smaller page might do.
     """
 
     def __init__(
@@ -45,12 +61,14 @@ class ApiError(Exception):
         reason: Reason,
         message: str,
         *,
+        hint: str = "",
         status: int | None = None,
         missing: tuple[str, ...] = (),
         too_large: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason: Reason = reason
+        self.hint = hint or HINTS[reason]
         self.status = status
         self.missing = missing
         self.too_large = too_large
@@ -63,6 +81,11 @@ class ApiError(Exception):
         return cls("internal", " ".join(f"{type(error).__name__} at {place}: {error}".split())[:300])
 
     @property
+    def line(self) -> str:
+        """What went wrong where, and what to do."""
+        return f"{self}: {self.hint}"
+
+    @property
     def answered(self) -> bool:
         """Whether it is an answer of the API, if not the one that was wanted."""
         return self.status is not None
@@ -71,8 +94,8 @@ class ApiError(Exception):
 class TransientError(ApiError):
     """Worth another try; `idle`: the connection had been idle, and had died meanwhile."""
 
-    def __init__(self, reason: Reason, message: str, *, status: int | None, idle: bool) -> None:
-        super().__init__(reason, message, status=status)
+    def __init__(self, reason: Reason, message: str, *, hint: str, status: int | None, idle: bool) -> None:
+        super().__init__(reason, message, hint=hint, status=status)
         self.idle = idle
 
 
@@ -89,10 +112,25 @@ class Fault(NamedTuple):
 
     reason: Reason
     text: str
+    hint: str = ""  # in place of the one of the reason
     missing: tuple[str, ...] = ()
     transient: bool = False
     too_large: bool = False
     status: int | None = None
+
+    def error(self, where: str, *, idle: bool) -> ApiError:
+        """The error for who asked for `where`; `idle`: the connection had been idle."""
+        text = f"{where}: {self.text}"
+        if self.transient:
+            return TransientError(self.reason, text, hint=self.hint, status=self.status, idle=idle)
+        return ApiError(
+            self.reason,
+            text,
+            hint=self.hint,
+            status=self.status,
+            missing=self.missing,
+            too_large=self.too_large,
+        )
 
 
 class _Info(msgspec.Struct):
@@ -120,31 +158,39 @@ def excerpt(headers: Mapping[str, str], body: bytes, secret: Secret) -> str:
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes, secret: Secret) -> Fault:
     """What a status other than 200 means, in the words of the API where it has some."""
-    missing: tuple[str, ...] = ()
-    try:
-        error = _ENVELOPE.decode(body)
-    except (ValueError, RecursionError):
-        text = f"{status}, {excerpt(headers, body, secret)}"
-    else:
-        request_id = secret.quoted(error.error.request_id or "without id", 80)
-        text = f"{status} {secret.quoted(error.error.message)} (request {request_id})"
-        if error.error.info:
-            missing = tuple(secret.quoted(scope, 80) for scope in error.error.info.missing[:10])
+    reason = REASON_OF.get(status, "server_error" if status >= 500 else "bad_response")
     if 300 <= status < 400:
         target = re.match("(?:https?:)?//([^/?#]*)", headers.get("Location", ""))
         host = secret.quoted(target[1].rpartition("@")[2]) if target else "another path"
-        return Fault(
-            "bad_response", f"{status}, a redirect to {host}, is not followed: correct modus.base_url"
-        )
-    if status == 404:
-        text += ": this id or route is unknown, or not for this token"
-    elif status == 407:
-        text += ": the proxy wants a user and a password, as in https_proxy=http://user:password@host:port"
-    elif status == 400 and b"HTTPS port" in body:
-        text += ": this port speaks TLS: write https:// in modus.base_url"
+        return Fault(reason, f"{status}, a redirect to {host}, is not followed", "correct modus.base_url")
+    try:
+        error = _ENVELOPE.decode(body).error
+    except (ValueError, RecursionError):
+        text = f"{status}, {excerpt(headers, body, secret)}{UNKNOWN if status == 404 else ''}"
+        return Fault(reason, text, _hint_of_a_stranger(status, body))
+    request = secret.quoted(error.request_id or "without id", 80)
+    text = f"{status} {secret.quoted(error.message)} (request {request})"
+    missing = tuple(secret.quoted(scope, 80) for scope in (error.info.missing if error.info else ())[:10])
     if missing:
-        text += f": the token lacks {', '.join(missing)}"
-    return Fault(REASON_OF.get(status, "server_error" if status >= 500 else "bad_response"), text, missing)
+        return Fault(reason, text, f"give the token the scope {' and '.join(missing)}", missing)
+    if status == 401 and not secret.is_usual:
+        return Fault(reason, text, f"{HINTS[reason]}; a token of Modus begins with {USUAL}")
+    if status == 404:
+        text += UNKNOWN
+    elif reason == "bad_response":
+        return Fault(reason, text, REFUSED)
+    return Fault(reason, text)
+
+
+def _hint_of_a_stranger(status: int, body: bytes) -> str:
+    """What to do about a refusal that is not in the API's form: perhaps something in between gave it."""
+    if status == 407:
+        return "name the proxy's user and password: https_proxy=http://user:password@host:port"
+    if status == 400 and b"HTTPS port" in body:
+        return USE_HTTPS
+    if status == 404:
+        return "check modus.base_url, agents and modus.resource"
+    return "" if status == 429 or status >= 500 else NOT_THE_API
 
 
 def broken(raised: BaseException, secret: Secret, limit: Fault) -> Fault:
@@ -153,7 +199,9 @@ def broken(raised: BaseException, secret: Secret, limit: Fault) -> Fault:
     exc = chain[-1]
     fault = _fault(exc, secret, limit)
     if fault is not limit and any(isinstance(link, requests.exceptions.ProxyError) for link in chain):
-        return fault._replace(text=f"the proxy: {fault.text}: check https_proxy and http_proxy")
+        trust = isinstance(exc, ssl.SSLCertVerificationError)  # its hint is right for a proxy too
+        hint = fault.hint if trust else "check https_proxy and http_proxy"
+        return fault._replace(text=f"the proxy: {fault.text}", hint=hint)
     return fault
 
 
@@ -164,7 +212,7 @@ def _fault(exc: BaseException, secret: Secret, limit: Fault) -> Fault:
         case BodyTooLargeError():
             return Fault("bad_response", str(exc), too_large=True)
         case socket.gaierror() | UnicodeError():
-            return Fault("connection", "DNS: the host name cannot be resolved: check modus.base_url")
+            return Fault("connection", "DNS: the host name cannot be resolved", "check modus.base_url")
         case ConnectionRefusedError():
             return Fault("connection", "connection refused")
         case SilentConnectionError():
@@ -173,11 +221,11 @@ def _fault(exc: BaseException, secret: Secret, limit: Fault) -> Fault:
         case ConnectionError() | ssl.SSLEOFError() | ssl.SSLZeroReturnError():
             return Fault("connection", "the connection was reset or closed without an answer", transient=True)
         case ssl.SSLError():
-            return Fault("connection", _tls_text(exc, secret))
+            return _tls_fault(exc, secret)
         case http.client.IncompleteRead():
             return Fault("bad_response", "the body is truncated")
         case http.client.BadStatusLine() if "\x15\x03" in str(exc):
-            return Fault("bad_response", "this port speaks TLS: write https:// in modus.base_url")
+            return Fault("bad_response", "this port speaks TLS", USE_HTTPS)
         case http.client.HTTPException() | urllib3.exceptions.DecodeError():
             return Fault("bad_response", f"no sound HTTP answer: {secret.quoted(str(exc))}")
         case OSError() if exc.strerror:
@@ -187,13 +235,14 @@ def _fault(exc: BaseException, secret: Secret, limit: Fault) -> Fault:
     return Fault("connection", secret.quoted(f"{type(exc).__name__}: {exc}"))
 
 
-def _tls_text(exc: ssl.SSLError, secret: Secret) -> str:
+def _tls_fault(exc: ssl.SSLError, secret: Secret) -> Fault:
     if isinstance(exc, ssl.SSLCertVerificationError):
-        verdict = secret.quoted(exc.verify_message)
-        return f"TLS: certificate not accepted: {verdict}: if it is the company's own, set modus.ca_file"
+        text = f"TLS: certificate not accepted: {secret.quoted(exc.verify_message)}"
+        return Fault("connection", text, "if it is the company's own, set modus.ca_file")
     if exc.reason in NO_TLS:
-        return "TLS: this port speaks none: write http:// in modus.base_url, or name the port that does"
-    return f"TLS: {secret.quoted(exc.reason or type(exc).__name__)}"
+        hint = "write http:// in modus.base_url, or name the port that does"
+        return Fault("connection", "TLS: this port speaks none", hint)
+    return Fault("connection", f"TLS: {secret.quoted(exc.reason or type(exc).__name__)}")
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:

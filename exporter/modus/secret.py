@@ -7,6 +7,7 @@ from functools import lru_cache
 from exporter.modus.model import printable
 
 SHORTEST = 8  # characters: a shorter token may be a part of any word, and is looked for in errors only
+USUAL = "modus_"  # what the platform's own tokens begin with
 
 _ESCAPED = re.compile(rb"\\(?:u00([2-7][0-9a-fA-F])|.)", re.DOTALL)
 
@@ -18,6 +19,7 @@ class Secret:
         plain = token.encode()
         self._forms = [plain, *_in_base64(plain)] if len(plain) >= SHORTEST else []
         self._plain = plain
+        self.is_usual = token.startswith(USUAL)
 
     def redacted(self, body: bytes) -> bytes:
         """The body of an answer without the token, whatever of it is decoded later."""

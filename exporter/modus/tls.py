@@ -14,6 +14,7 @@ from exporter.modus.errors import ApiError
 from exporter.watch import Watched
 
 VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # a file or a directory, before those of OpenSSL
+NAMED_BY = ", ".join(("modus.ca_file", *VARIABLES, "SSL_CERT_FILE", "SSL_CERT_DIR"))
 
 log = logging.getLogger("exporter.modus.client")
 
@@ -47,7 +48,9 @@ class Trust:
                 try:
                     self._context = self._load()
                 except ApiError as error:
-                    log.error("the CA certificates in use stay", extra=fields(error=str(error)))
+                    log.error(
+                        "the CA certificates in use stay", extra=fields(error=str(error), hint=error.hint)
+                    )
                 else:
                     log.info("CA certificates read again", extra=fields(files=" ".join(self._paths)))
             return self._context
@@ -65,7 +68,8 @@ class Trust:
                 context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
             except (OSError, ValueError) as exc:
                 text = getattr(exc, "strerror", None) or exc
-                raise ApiError("connection", f"cannot read the CA bundle {path}: {text}") from None
+                what = f"cannot read the CA bundle {path}: {text}"
+                raise ApiError("connection", what, hint=f"see which of these names it: {NAMED_BY}") from None
         return context
 
 

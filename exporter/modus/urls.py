@@ -27,9 +27,10 @@ def api_base(base_url: str) -> tuple[str, str]:
     except requests.exceptions.MissingSchema:
         known = False
     except (requests.RequestException, ValueError) as exc:
-        raise ApiError("connection", f"modus.base_url is no URL ({type(exc).__name__})") from None
+        text = f"modus.base_url is no URL ({type(exc).__name__})"
+        raise ApiError("connection", text, hint="write https:// and a host") from None
     if not known:
-        raise ApiError("connection", "modus.base_url has to begin with https:// (or http://)")
+        raise ApiError("connection", "modus.base_url is no http(s) URL", hint="begin it with https://")
     host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     path = re.sub("/api(/v1)?$", "", parts.path.rstrip("/"))
     return f"{host}{path}/api/v1/", host

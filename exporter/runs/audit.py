@@ -64,7 +64,7 @@ def run(
         try:
             listed = _read_lookback(client, agent_id, limits, deadline, _times(state, agent_id))
         except ApiError as error:
-            return str(agent_id), "", "", "", "", "", f"cannot be read: {error}"
+            return str(agent_id), "", "", "", "", "", f"cannot be read: {error.line}"
         return str(agent_id), *_compare(agent, state, agent_id, listed, limits.lookback)
 
     rows = side_by_side(compare, [target.id for target in targets], concurrency)

@@ -12,18 +12,6 @@ if TYPE_CHECKING:  # handed in
     from exporter.modus.client import ModusClient
 
 PATIENCE = 30.0  # seconds for all of it
-REMEDIES = {
-    "unauthorized": "check the token: MODUS_API_KEY, modus.token or modus.token_file",
-    "forbidden": "give the token the missing scope",
-    "not_found": "check agents and modus.resource",
-    "rate_limited": "the API limits this token: try again later",
-    "server_error": "the API failed: try again later",
-    "timeout": "the API did not answer in time: check the network, or raise modus.timeout",
-    "deadline": "the API did not answer in time: check the network",
-    "connection": "check modus.base_url, the network and the proxy",
-    "bad_response": "this does not look like the Modus API: check modus.base_url",
-    "internal": "a mistake in the exporter: report it",
-}
 
 
 def run(
@@ -34,15 +22,14 @@ def run(
     try:
         targets = find_targets(client, selection, deadline)
     except ApiError as error:
-        out.write(f"the agents cannot be listed: {error}; {REMEDIES[error.reason]}\n")
+        out.write(f"the agents cannot be listed: {error.line}\n")
         return 1
 
     def ask(target: Target) -> tuple[str, ...]:
         try:
             page = client.runs(target.id, deadline=deadline, page_size=1, timeframe=timeframe)
         except ApiError as error:
-            missing = f" ({', '.join(error.missing)})" if error.missing else ""
-            return str(target.id), target.name, "no", "", f"{error}: {REMEDIES[error.reason]}{missing}"
+            return str(target.id), target.name, "no", "", error.line
         name = page.runs[0].agent_name if page.runs else target.name
         return str(target.id), name, "yes", str(page.counts.get(TOTAL_COUNT, len(page.runs))), ""
 

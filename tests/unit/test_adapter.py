@@ -462,7 +462,7 @@ def test_a_certificate_that_nobody_vouches_for_is_a_connection_error(api, server
     error = error_of(api.connect(wire.url))
     assert error.reason == "connection"
     assert "TLS: certificate not accepted: " in str(error)
-    assert "modus.ca_file" in str(error)
+    assert error.hint == "if it is the company's own, set modus.ca_file"
     assert not wire.requests
 
 
@@ -476,7 +476,7 @@ def test_tls_on_a_port_without_it_says_so(api):
     wire, _ = api(script=lambda peer: (peer.sock.recv(100), peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")))
     error = error_of(api.connect(wire.url.replace("http:", "https:")))
     assert error.reason == "connection"
-    assert "write http:// in modus.base_url" in str(error)
+    assert "write http:// in modus.base_url" in error.line
 
 
 def test_a_port_with_tls_asked_without_says_so(api, server_tls):
@@ -485,7 +485,7 @@ def test_a_port_with_tls_asked_without_says_so(api, server_tls):
         peer.send(b"\x15\x03\x01\x00\x02\x02\x46")  # as OpenSSL answers: a fatal alert
 
     _, client = api(script=script)
-    assert "write https:// in modus.base_url" in str(error_of(client))
+    assert "write https:// in modus.base_url" in error_of(client).line
 
 
 # proxies
@@ -555,6 +555,7 @@ def test_an_https_proxy_that_nobody_vouches_for_is_not_used(api, server_tls, mon
     monkeypatch.setenv("https_proxy", proxy.url)
     error = error_of(api.connect("https://127.0.0.1:1"))
     assert "the proxy: TLS: certificate not accepted" in str(error)
+    assert error.hint == "if it is the company's own, set modus.ca_file"
     assert not proxy.requests
 
 
@@ -582,7 +583,7 @@ def test_a_proxy_that_is_not_there_is_told_from_an_api_that_is_not(api, monkeypa
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
     for scheme in ("http", "https"):
         error = error_of(api.connect(f"{scheme}://api.invalid"))
-        assert "the proxy: connection refused: check https_proxy and http_proxy" in str(error)
+        assert "the proxy: connection refused: check https_proxy and http_proxy" in error.line
 
 
 def test_a_socks_proxy_is_refused_rather_than_passed_by(api, monkeypatch):

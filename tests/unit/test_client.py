@@ -16,7 +16,7 @@ import responses
 from exporter import __version__
 from exporter.deadline import Deadline
 from exporter.modus.client import ModusClient
-from exporter.modus.errors import ApiError
+from exporter.modus.errors import HINTS, REASONS, ApiError
 from exporter.modus.pacing import BACKOFF, DEFAULT_PAUSE, LONGEST_PAUSE, RETRIES
 from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.modus.routes import LOOK_AGAIN
@@ -132,18 +132,18 @@ def test_an_error_of_the_token_source_is_passed_on_and_nothing_is_asked(modus, c
 def test_a_token_that_no_header_can_carry_is_an_error_that_does_not_show_it(modus, connect, token):
     error = error_of(connect(token=lambda: token))
     assert error.reason == "unauthorized"
-    assert "modus.token" in str(error)
-    assert "secr" not in str(error)
+    assert "check the token" in error.line
+    assert "secr" not in error.line
     assert not modus.calls
 
 
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("api.getmodus.com", "has to begin with https://"),
-        ("localhost:8080", "has to begin with https://"),
-        ("ftp://example.com", "has to begin with https://"),
-        ("user:hidden@api.getmodus.com", "has to begin with https://"),
+        ("api.getmodus.com", r"is no http\(s\) URL$"),
+        ("localhost:8080", r"is no http\(s\) URL$"),
+        ("ftp://example.com", r"is no http\(s\) URL$"),
+        ("user:hidden@api.getmodus.com", r"is no http\(s\) URL$"),
         ("http://", "is no URL"),
         ("http://[::1", "is no URL"),
     ],
@@ -197,7 +197,39 @@ def test_a_403_names_the_missing_scopes(modus, connect):
     modus.get(RUNS, json={"error": {"message": "Missing.", "info": info}}, status=403)
     error = error_of(connect())
     assert error.missing == ("agents:invoke", "agents:read")
-    assert "the token lacks agents:invoke, agents:read" in str(error)
+    assert error.hint == "give the token the scope agents:invoke and agents:read"
+
+
+def test_every_reason_has_a_hint_and_the_line_ends_with_it(modus, connect):
+    assert HINTS.keys() == set(REASONS)
+    modus.get(RUNS, json=envelope("Busy."), status=429)
+    error = error_of(connect())
+    assert error.line == f"GET {RUNS}: 429 Busy. (request req_1): {HINTS['rate_limited']}"
+
+
+@pytest.mark.parametrize(("token", "says"), [("secret", True), ("modus_pat_1", False)])
+def test_a_refused_token_that_does_not_look_like_one_is_said_not_to(modus, connect, token, says):
+    modus.get(RUNS, json=envelope("Invalid token."), status=401)
+    hint = error_of(connect(token=lambda: token)).hint
+    assert hint.startswith(HINTS["unauthorized"])
+    assert hint.endswith("; a token of Modus begins with modus_") is says
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_refused_time_frame_is_named(modus, connect, status):
+    modus.get(RUNS, json=envelope("timeframe: expected one of last_hour, last_day."), status=status)
+    assert error_of(connect(), timeframe="last_dya").hint.endswith("check runs.timeframe")
+    assert "timeframe" not in error_of(connect()).hint
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(200, "bad_response"), (401, "unauthorized"), (403, "forbidden")]
+)
+def test_an_answer_in_another_form_than_the_apis_points_to_what_gave_it(modus, connect, status, reason):
+    modus.get(RUNS, body="<html>Please log in</html>", content_type="text/html", status=status)
+    error = error_of(connect())
+    assert error.reason == reason
+    assert "check modus.base_url" in error.hint
 
 
 def test_texts_of_the_server_become_one_bounded_printable_line(modus, connect):
@@ -225,7 +257,7 @@ def test_a_redirect_to_another_host_is_not_followed(modus, connect, status, loca
     modus.get(RUNS, status=status, headers={"Location": location})
     error = error_of(connect())
     assert error.reason == "bad_response"
-    assert f"{status}, a redirect to else.example, is not followed: correct modus.base_url" in str(error)
+    assert f"{status}, a redirect to else.example, is not followed: correct modus.base_url" in error.line
     assert len(modus.calls) == 1
 
 
@@ -239,13 +271,13 @@ def test_any_other_redirect_is_not_followed_either(modus, connect, location):
 @pytest.mark.parametrize(
     ("status", "body", "advice"),
     [
-        (407, "Proxy Authentication Required", "the proxy wants a user and a password"),
+        (407, "Proxy Authentication Required", "name the proxy's user and password"),
         (400, "The plain HTTP request was sent to HTTPS port", "write https:// in modus.base_url"),
     ],
 )
 def test_a_refusal_that_the_configuration_can_mend_says_how(modus, connect, status, body, advice):
     modus.get(RUNS, body=body, status=status)
-    assert advice in str(error_of(connect()))
+    assert advice in error_of(connect()).hint
 
 
 # asking again

@@ -195,6 +195,18 @@ def test_the_log_has_one_line_per_change_and_not_one_per_scrape(
     exporter.close()
 
 
+def test_the_line_of_an_agent_that_cannot_be_read_says_what_to_do(
+    modus: SimulatedModus, caplog: pytest.LogCaptureFixture
+) -> None:
+    modus.scopes = ("agents:read",)
+    exporter = Exporter(modus, None, settings(ILL))
+    exporter.scrape()
+    exporter.close()
+    (record,) = [record for record in caplog.records if record.message == "agent cannot be read"]
+    told = record.fields  # type: ignore[attr-defined]
+    assert (told["reason"], told["hint"]) == ("forbidden", "give the token the scope agents:invoke")
+
+
 def test_many_agents_that_fail_at_once_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
     modus = SimulatedModus(fleet={}, clock=Clock())
     collector, _ = direct(modus, settings(*range(200)))

@@ -1,10 +1,10 @@
 """What is published: a wheel that explains itself, and an sdist from which the tests run."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
-import zipfile
 from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
@@ -23,8 +23,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "hatchling", "build", "-d", str(directory)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=60)
-    with zipfile.ZipFile(directory / f"modus_exporter-{__version__}-py3-none-any.whl") as wheel:
-        wheel.extractall(directory / "wheel")  # noqa: S202 - the wheel is ours
+    wheel = directory / f"modus_exporter-{__version__}-py3-none-any.whl"
+    shutil.unpack_archive(wheel, directory / "wheel", "zip")
     return directory
 
 
