@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -28,10 +29,13 @@ from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import write
 from exporter.metrics.settings import Settings
 from exporter.modus.client import ModusClient
+from exporter.modus.contact import Contact
 from exporter.modus.discovery import Selection, Target
 from exporter.modus.errors import ApiError
+from exporter.runs.greeting import greet
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
+from exporter.runs.threads import KeptThreads
 from exporter.runs.usagereader import UsageSettings
 from exporter.scalars import Positive, Secret
 from exporter.tokens import TokenError, token_source
@@ -68,6 +72,7 @@ class App:
             self._client, self._ledger, settings(config, shard), reload_state=lambda: self._reloaded
         )
         self._protobuf = protobuf.Writer()
+        self._greeting = KeptThreads(1, "greeting")
         self._others = ProcessCollector(registry=None), PlatformCollector(registry=None)
 
     def metrics(self, timeout: float | None, form: Format) -> Iterator[bytes]:
@@ -101,6 +106,15 @@ class App:
         )
         log.info("starting", extra=extra)
 
+    def greet(self) -> None:
+        """Find out, beside all else, whether the API takes the token, and say it in the log."""
+        work = partial(greet, self._client, settings(self._config, self._shard).selection)
+        self._greeting.submit(work)
+
+    def contact(self) -> Contact:
+        """Whether the API answers; it may be asked in any thread, and at once."""
+        return self._client.contact
+
     def close(self) -> None:
         """Cut a scrape short, make durable what was counted, and let go of file and connections."""
         deadline = Deadline(LAST_COMMIT)
@@ -111,6 +125,7 @@ class App:
         else:
             log.error("the disk does not answer: what was counted last is not durable")
         self._client.close()
+        self._greeting.close()
 
     def _use(self, config: Config) -> Config:
         for path, now, then in (
@@ -127,9 +142,10 @@ class App:
             return self._client
 
         self.collector.reload(connect_anew, settings(config, self._shard))
+        self._config = config
         if self._client is not before:
             before.close()
-        self._config = config
+            self.greet()
         return config
 
 

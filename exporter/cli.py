@@ -21,7 +21,9 @@ from exporter.config import Config, ConfigError, defaults, load, refuse_same_fil
 from exporter.modus.errors import ApiError
 from exporter.runs import audit, check
 from exporter.runs.schema import LedgerError
+from exporter.web import listeners
 from exporter.web.pages import serve
+from exporter.web.site import Site
 from exporter.web.webconfig import WebConfigFile, WebError
 
 CONFIG_FILE = "config.yaml"
@@ -150,6 +152,11 @@ def _read_config(path: str | None) -> Config:
 
 
 def _run(args: argparse.Namespace, stack: ExitStack) -> int:
+    # what the flags say is judged before anything is opened
+    site = Site.of(args.web_telemetry_path, args.web_external_url, args.web_route_prefix)
+    addresses = listeners.parse(args.web_listen_address)
+    refuse_same_file({"--config.file": args.config_file, "--web.config.file": args.web_config_file})
+    web_config = WebConfigFile(args.web_config_file)
     read_config = demo(stack) if args.demo else lambda: _read_config(args.config_file)
     shard = args.shard, args.total_shards
     if args.config_check or args.audit:
@@ -158,25 +165,24 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
         if args.audit:
             what = chosen.selection, chosen.limits, chosen.concurrency, config.state.path
             return audit.run(client, *what, sys.stdout)
-        WebConfigFile(args.web_config_file)
         return check.run(client, chosen.selection, chosen.concurrency, chosen.limits.timeframe, sys.stdout)
-    files = {"--config.file": args.config_file, "--web.config.file": args.web_config_file}
-    refuse_same_file(files)
+    opened = listeners.open_listeners(addresses, systemd_socket=args.web_systemd_socket)
+    for listener in opened:
+        stack.enter_context(listener)
     app = App(read_config, shard=shard, reset_histogram=args.state_reset_histogram)
     stack.callback(app.close)
     app.log_start()
+    app.greet()
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, *gc.get_threshold()[1:])
     serve(
-        args.web_listen_address,
+        opened,
+        site=site,
         scrape=app.metrics,
         reload=app.reload,
-        telemetry_path=args.web_telemetry_path,
-        web_config_file=args.web_config_file,
+        contact=app.contact,
+        web_config=web_config,
         enable_lifecycle=args.web_enable_lifecycle,
-        systemd_socket=args.web_systemd_socket,
-        external_url=args.web_external_url,
-        route_prefix=args.web_route_prefix,
     )
     return 0
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from exporter.web.listeners import listen
+from exporter.modus.contact import Contact
+from exporter.web.listeners import Address, listen
 from exporter.web.pages import application
 from exporter.web.places import Places
 from exporter.web.reload import Reloads
 from exporter.web.server import Server
+from exporter.web.site import Site
 from exporter.web.webconfig import WebConfigFile
 from tests.oracle import rendered
 
@@ -30,7 +32,7 @@ def exposition(form: str) -> bytes:
 
 
 @dataclass
-class Site:
+class Running:
     """A server in a thread of this process."""
 
     server: Server
@@ -67,8 +69,10 @@ def running(
     path="/metrics",
     lifecycle=False,
     web_config=None,
-    **options,
-) -> Iterator[Site]:
+    contact=Contact(),  # noqa: B008 - it is a value
+    external_url=None,
+    route_prefix=None,
+) -> Iterator[Running]:
     def reload():
         site.reloads.append(1)
         if failure:
@@ -77,16 +81,16 @@ def running(
     web_config = web_config or WebConfigFile(str(config) if config else None)
     reloads, places = Reloads(reload), Places()
     handler = application(
+        site=Site.of(path, external_url, route_prefix),
         scrape=scrape,
+        contact=lambda: contact,
         reloads=reloads,
         places=places,
-        telemetry_path=path,
         enable_lifecycle=lifecycle,
         web_config=web_config,
-        **options,
     )
-    listener = listen("127.0.0.1:0")
-    site = Site(Server(handler, web_config, reloads, places), listener.getsockname()[1])
+    listener = listen(Address("127.0.0.1", 0))
+    site = Running(Server(handler, web_config, reloads, places), listener.getsockname()[1])
     thread = threading.Thread(target=site.server.run, args=[[listener]])
     thread.start()
     try:

@@ -71,8 +71,7 @@ class ReadErrors:
             if error is None:
                 log.info("agent can be read again", extra=fields(agent_id=agent_id))
             else:
-                why = {"reason": error.reason, "error": str(error), "hint": error.hint}
-                log.warning("agent cannot be read", extra=fields(agent_id=agent_id, **why))
+                log.warning("agent cannot be read", extra=fields(agent_id=agent_id, **error.told))
         if len(changed) > MAX_LINES:
             unreadable = sum(error is not None for error in errors.values())
             more = fields(more=len(changed) - MAX_LINES, unreadable=unreadable)

@@ -17,6 +17,7 @@ from exporter.modus import decode
 from exporter.modus.adapter import Exchange, ModusAdapter
 from exporter.modus.apiclock import ApiClock, http_date
 from exporter.modus.body import LARGEST, Bodies, Room, allowed
+from exporter.modus.contact import Contact
 from exporter.modus.errors import REFUSED, ApiError, BodyTooLargeError, Fault, broken, excerpt, refusal
 from exporter.modus.model import AgentsPage, Run, RunsPage
 from exporter.modus.pacing import Pause, RateLimit, Retries
@@ -72,7 +73,8 @@ class ModusClient:
 
     `ca_file` names CA certificates to trust, also for an HTTPS proxy, instead of those of the
     environment (REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, SSL_CERT_FILE, SSL_CERT_DIR) or of certifi.
-    `requests_so_far` are those of a client that this one replaces, to be counted on.
+    `requests_so_far` are those of a client that this one replaces, to be counted on. `contact` tells what
+    came of the newest call.
 
     Raises ApiError only: `deadline` and `timeout` say which of the two limits passed. The
     constructor raises ApiError too: a base URL, proxy or CA bundle that cannot be used.
@@ -111,6 +113,7 @@ class ModusClient:
         self._bodies = Bodies()
         self._api_clock = ApiClock()
         self.requests_so_far = requests_so_far or RequestStats(clock())
+        self.contact = Contact()
 
     def runs(
         self,
@@ -206,7 +209,13 @@ class ModusClient:
             until = deadline.within(self._timeout)
             return self._retries.ask(lambda fresh: self._once(call, route, fresh, until, deadline), until)
 
-        return by(call.route) if call.route else self._routes.ask(by)
+        try:
+            found = by(call.route) if call.route else self._routes.ask(by)
+        except ApiError as error:
+            self.contact = self.contact.after(error, self._clock())
+            raise
+        self.contact = Contact(self._clock())
+        return found
 
     def _once(
         self, call: "_Call[Decoded]", route: str, fresh: bool, until: Deadline, deadline: Deadline

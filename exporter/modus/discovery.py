@@ -103,7 +103,7 @@ class Discovery:
             if not self._failing:
                 log.error(
                     "the agents cannot be listed: those known stay in use",
-                    extra=fields(reason=error.reason, error=str(error), hint=error.hint),
+                    extra=fields(**error.told),
                 )
             self._failing = True
             return

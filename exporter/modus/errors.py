@@ -86,6 +86,11 @@ class ApiError(Exception):
         return f"{self}: {self.hint}"
 
     @property
+    def told(self) -> dict[str, str]:
+        """The same as fields of a log line."""
+        return {"reason": self.reason, "error": str(self), "hint": self.hint}
+
+    @property
     def answered(self) -> bool:
         """Whether it is an answer of the API, if not the one that was wanted."""
         return self.status is not None

@@ -62,7 +62,7 @@ class Schedules:
             if not self._failing:
                 log.warning(
                     "the schedules cannot be read: those known stay in use",
-                    extra=fields(reason=error.reason, error=str(error)),
+                    extra=fields(**error.told),
                 )
             self._failing = True
         else:

@@ -6,35 +6,81 @@ import os
 import re
 import socket
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from exporter.web.webconfig import WebError
 
 BACKLOG = 1024
 SEND_BUFFER_BYTES = 256 * 1024  # per connection, kept by the system; Linux doubles it
+FLAG = "--web.listen-address"
 FIRST_PASSED = 3  # the descriptor of the first socket that systemd passes
 
 
-def listen_on(addresses: Sequence[str]) -> list[socket.socket]:
-    """A listening socket for each of the addresses. Raises WebError, one line, and leaves none open."""
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str  # an empty one is every address of the machine
+    port: int  # 0: a free one
+
+    def __str__(self) -> str:  # noqa: D105 - as the flag has it
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def open_listeners(addresses: Sequence[Address], *, systemd_socket: bool) -> list[socket.socket]:
+    """A listening socket for each address, or those that systemd passes in their place.
+
+    Raises WebError, one line, and leaves none open.
+    """
+    if systemd_socket:
+        return passed_by_systemd(os.environ, os.getpid())
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(listen(address)) for address in addresses]
         stack.pop_all()
         return listeners
 
 
-def listen(address: str) -> socket.socket:
-    """A listening socket for `host:port`; no host, or ::, is every address of both families of the machine.
+def parse(texts: Sequence[str]) -> list[Address]:
+    """The addresses, `host:port` each. Raises WebError, one line, for one that is none or given twice."""
+    addresses = [_parsed(text) for text in texts]
+    for number, address in enumerate(addresses):
+        if address in addresses[:number] and address.port:
+            raise WebError(f"{FLAG}: {address} is given twice")
+    return addresses
+
+
+def _parsed(text: str) -> Address:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if not colon or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise WebError(f"{FLAG}: expected host:port or :port, got {text!r}")
+    return Address(host, int(port))
+
+
+def listen(address: Address) -> socket.socket:
+    """A listening socket; no host, or ::, is every address of both families of the machine.
 
     Raises WebError, one line.
     """
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not colon or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
-        raise WebError(f"--web.listen-address: expected host:port or :port, got {address!r}")
+    host, port = address
     try:
-        return _bounded(_both_families(host, int(port)) or _one_family(host, int(port)))
+        return _bounded(_both_families(host, port) or _one_family(host, port))
     except (OSError, UnicodeError) as exc:
-        raise WebError(f"cannot listen on {address}: {getattr(exc, 'strerror', exc)}", exit_code=1) from None
+        raise WebError(f"{FLAG}: cannot listen on {address}: {_problem(exc)}", exit_code=1) from None
+
+
+def _problem(exc: OSError | UnicodeError) -> str:
+    match exc:
+        case socket.gaierror():
+            return "the host name cannot be resolved"
+        case OSError(errno=errno.EADDRINUSE):
+            return "the port is in use: name another one, or end what listens there"
+        case OSError(errno=errno.EADDRNOTAVAIL):
+            return "this machine has no such address"
+        case OSError(errno=errno.EACCES):
+            return "not allowed to: name a port from 1024 on"
+        case OSError(errno=int(number)):
+            return os.strerror(number)  # the text of the error itself names addresses in Python's own words
+    return "the host name cannot be resolved"
 
 
 def _both_families(host: str, port: int) -> socket.socket | None:
@@ -86,6 +132,13 @@ def _bounded(listener: socket.socket) -> socket.socket:
 def shown(listener: socket.socket) -> str:
     """Its address for a log line."""
     name = listener.getsockname()
+    return str(Address(*name[:2])) if isinstance(name, tuple) else str(name)
+
+
+def url_of(listener: socket.socket, *, tls: bool, path: str) -> str | None:
+    """A URL for a browser on this machine; None for a Unix socket."""
+    name = listener.getsockname()
     if not isinstance(name, tuple):
-        return str(name)
-    return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        return None
+    host = "localhost" if name[0] in ("0.0.0.0", "::") else name[0]  # noqa: S104
+    return f"{'https' if tls else 'http'}://{Address(host, name[1])}{path}"

@@ -4,14 +4,13 @@ import asyncio
 import base64
 import hashlib
 import html
-import os
-import re
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
-from urllib.parse import urlsplit
 
 from exporter import __version__
+from exporter.modus.contact import Contact
 from exporter.web.connection import CONTENT_POLICY, SECURITY_HEADERS
-from exporter.web.listeners import listen_on, passed_by_systemd
 from exporter.web.log import log_failure
 from exporter.web.messages import Handler, HTTPError, Request, Response, text
 from exporter.web.middleware import Middleware
@@ -20,7 +19,8 @@ from exporter.web.places import Places
 from exporter.web.reload import Reloads
 from exporter.web.scrapes import Kind, Scrape, Scrapes
 from exporter.web.server import Server
-from exporter.web.webconfig import WebConfigFile, WebError
+from exporter.web.site import HEALTHY, READY, RELOAD, Site
+from exporter.web.webconfig import WebConfigFile
 
 DOCS_URL = "https://prometheus.io/docs/prometheus/latest/querying/basics/"
 _STYLE = "body{font-family:sans-serif;margin:3em auto;max-width:40em}"
@@ -35,58 +35,30 @@ _CHANGE = ("POST", "PUT")
 
 def application(
     *,
+    site: Site,
     scrape: Scrape,
+    contact: Callable[[], Contact],
     reloads: Reloads,
     places: Places,
-    telemetry_path: str,
     enable_lifecycle: bool,
     web_config: WebConfigFile,
-    external_url: str | None = None,
-    route_prefix: str | None = None,
 ) -> Handler:
-    """All pages behind the middleware, arguments as for `serve`; WebError for a path it cannot take."""
-    if not re.fullmatch(r"/[\w.~/-]*", telemetry_path, re.ASCII):
-        raise WebError(f"--web.telemetry-path: expected a path like /metrics, got {telemetry_path!r}")
-    outside = _path_of(external_url) if external_url else None
-    prefix = outside or "" if route_prefix is None else _prefix(route_prefix)
-    landing = _page(_landing_page(telemetry_path, outside))
-    pages: dict[str, tuple[Sequence[str], Handler]] = {
-        f"{prefix}/": (_READ, landing),
-        f"{prefix}/-/healthy": (_READ, _page(text("modus-exporter is healthy.\n"))),
-        f"{prefix}/-/ready": (_READ, _page(text("modus-exporter is ready.\n"))),
-        f"{prefix}/-/reload": (_CHANGE, _reloading(reloads, enable_lifecycle)),
-        f"{prefix}{telemetry_path}": (
+    """All pages behind the middleware, arguments as for `serve`."""
+    handlers: dict[str, tuple[Sequence[str], Handler]] = {
+        "/": (_READ, _page(_landing_page(site))),
+        HEALTHY: (_READ, _page(text("modus-exporter is healthy.\n"))),
+        READY: (_READ, _ready(contact)),
+        RELOAD: (_CHANGE, _reloading(reloads, enable_lifecycle)),
+        site.telemetry_path: (
             _READ,
             _metrics(Scrapes(scrape, places.room_for_an_answer)),
         ),  # last: / takes the landing page's place
     }
-    if prefix:
-        there = text("", 302, Location=f"{prefix if outside is None else outside}/")
-        pages |= {path: (_READ, _page(there)) for path in ("/", prefix)}
+    pages = {f"{site.prefix}{path}": page for path, page in handlers.items()}
+    if site.prefix:
+        there = text("", 302, Location=f"{site.prefix if site.outside is None else site.outside}/")
+        pages |= {path: (_READ, _page(there)) for path in ("/", site.prefix)}
     return Middleware(_routed(pages), web_config, _HEADERS)
-
-
-def _path_of(external_url: str) -> str:
-    """The path of the URL under which the world sees us, without the / at its end."""
-    try:
-        url = urlsplit(external_url)
-        good = url.scheme in ("http", "https") and url.hostname and not (url.query or url.fragment)
-    except ValueError:
-        good = False
-    if not good or not re.fullmatch(r"[\w.~/-]*", url.path, re.ASCII):
-        example = "https://proxy.example/modus"
-        raise WebError(f"--web.external-url: expected a URL like {example}, got {external_url!r}")
-    return _stripped(url.path)
-
-
-def _prefix(path: str) -> str:
-    if not re.fullmatch(r"[\w.~/-]*", path, re.ASCII):
-        raise WebError(f"--web.route-prefix: expected a path like /modus, got {path!r}")
-    return _stripped(path)
-
-
-def _stripped(path: str) -> str:
-    return f"/{path.strip('/')}" if path.strip("/") else ""
 
 
 def _routed(pages: Mapping[str, tuple[Sequence[str], Handler]]) -> Handler:
@@ -106,6 +78,15 @@ def _page(response: Response) -> Handler:
         return response
 
     return page
+
+
+def _ready(contact: Callable[[], Contact]) -> Handler:
+    """Always 200, for metrics are served also while the API is away: that has to reach Prometheus."""
+
+    async def ready(request: Request) -> Response:
+        return text(f"modus-exporter is ready.\n{contact().said(time.time())}\n")
+
+    return ready
 
 
 def _metrics(scrapes: Scrapes) -> Handler:
@@ -136,11 +117,9 @@ def _reloading(reloads: Reloads, enabled: bool) -> Handler:
     return reload
 
 
-def _landing_page(telemetry_path: str, outside: str | None) -> Response:
-    """Links are relative, right behind any proxy, unless the path that the world sees is known."""
-    base = "." if outside is None else outside
-    links = [(f"{base}{telemetry_path}", "Metrics"), (f"{base}/-/healthy", "Healthy?")]
-    links += [(f"{base}/-/ready", "Ready?"), (DOCS_URL, "Documentation: querying with PromQL")]
+def _landing_page(site: Site) -> Response:
+    links = [(site.link(site.telemetry_path), "Metrics"), (site.link(HEALTHY), "Healthy?")]
+    links += [(site.link(READY), "Ready?"), (DOCS_URL, "Documentation: querying with PromQL")]
     items = "".join(f'<li><a href="{html.escape(url)}">{html.escape(text)}</a></li>\n' for url, text in links)
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Modus exporter</title>'
@@ -152,16 +131,14 @@ def _landing_page(telemetry_path: str, outside: str | None) -> Response:
 
 
 def serve(
-    listen_addresses: Sequence[str],
+    listeners: Sequence[socket.socket],
     *,
+    site: Site,
     scrape: Scrape,
     reload: Callable[[], None],
-    telemetry_path: str = "/metrics",
-    web_config_file: str | None = None,
+    contact: Callable[[], Contact],
+    web_config: WebConfigFile,
     enable_lifecycle: bool = False,
-    systemd_socket: bool = False,
-    external_url: str | None = None,
-    route_prefix: str | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then return within five seconds; call it in the main thread.
 
@@ -171,22 +148,16 @@ def serve(
     gives the exposition in pieces, and is called in several threads at once. The first piece is awaited in
     one thread, all others are taken in another. `reload` (SIGHUP, and POST /-/reload with
     `enable_lifecycle`) raises with a one-line message when it fails, and is called by one thread at a time.
-    `systemd_socket` takes the sockets of the socket unit in place of the addresses. `external_url` is where
-    the world sees us; its path is the prefix of all pages, unless `route_prefix` says otherwise.
-
-    Raises WebError, one line, when it cannot start.
+    `contact` tells whether the API answers, at once.
     """
-    web_config = WebConfigFile(web_config_file)
     reloads, places = Reloads(reload), Places()
     handler = application(
+        site=site,
         scrape=scrape,
+        contact=contact,
         reloads=reloads,
         places=places,
-        telemetry_path=telemetry_path,
         enable_lifecycle=enable_lifecycle,
         web_config=web_config,
-        external_url=external_url,
-        route_prefix=route_prefix,
     )
-    passed = passed_by_systemd(os.environ, os.getpid()) if systemd_socket else None
-    Server(handler, web_config, reloads, places).run(passed or listen_on(listen_addresses))
+    Server(handler, web_config, reloads, places, site.home).run(listeners)

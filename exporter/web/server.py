@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from exporter.log import fields
 from exporter.web.connection import Connection
-from exporter.web.listeners import shown
+from exporter.web.listeners import shown, url_of
 from exporter.web.log import log, log_failure
 from exporter.web.messages import Handler
 from exporter.web.places import Places
@@ -30,9 +30,11 @@ COMPLAINT_SECONDS = 60.0  # at least, between two lines that say that no connect
 class Server:
     """Serves every connection of its listeners with one handler."""
 
-    def __init__(self, handler: Handler, web_config: WebConfigFile, reloads: Reloads, places: Places) -> None:
+    def __init__(
+        self, handler: Handler, web_config: WebConfigFile, reloads: Reloads, places: Places, home: str = "/"
+    ) -> None:
         self._handler, self._web_config, self._reloads = handler, web_config, reloads
-        self._places = places
+        self._places, self._home = places, home  # home: the path of the landing page
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
         self._complained = float("-inf")
@@ -59,7 +61,9 @@ class Server:
         tasks |= {asyncio.create_task(self._retire_old()), asyncio.create_task(self._stopping_set())}
         for listener in listeners:  # said now that signals are handled
             tls = self._web_config.current().tls is not None
-            log.info("listening", extra=fields(address=shown(listener), tls=tls))
+            where = {"address": shown(listener), "tls": tls}
+            url = url_of(listener, tls=tls, path=self._home)
+            log.info("listening", extra=fields(**where, **({"url": url} if url else {})))
         ended, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in running:
             task.cancel()

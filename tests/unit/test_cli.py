@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from exporter import __version__
 from exporter.demo.simulator import Request, SimulatedModus
-from tests.e2e.harness import Exporter, ended, exporter
+from tests.e2e.harness import Exporter, ended, exporter, get, wait_for
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.servers
@@ -128,7 +129,7 @@ def test_the_check_names_the_scope_that_is_missing(modus: SimulatedModus, tmp_pa
     modus.scopes = ("agents:read",)
     done = run("--config.file", config(tmp_path, modus, "agents: [101]"), "--config.check")
     assert done.returncode == 1
-    assert "give the token the missing scope (agents:invoke" in done.stdout
+    assert "give the token the scope agents:invoke" in done.stdout
 
 
 def test_the_check_shows_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
@@ -283,6 +284,68 @@ def test_every_line_of_a_json_log_is_json_and_says_where_it_listens(tmp_path: Pa
         lines += [json.loads(line) for line in demo.stderr]
         assert demo.wait(10) == 0
     assert re.fullmatch(r"127\.0\.0\.1:\d+", next(line["address"] for line in lines if "address" in line))
+
+
+def test_the_start_says_whether_the_token_works_and_where_to_look(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    with exporter(tmp_path, "--config.file", config(tmp_path, modus), "--web.route-prefix=/modus") as good:
+        wait_for("the line", lambda: 'msg="the API takes the token"' in good.said())
+        assert f"tls=false url={good.url}/modus/\n" in good.said()
+        assert get(f"{good.url}/modus/-/ready").startswith("modus-exporter is ready.\nThe API answered ")
+
+
+def test_an_api_that_hangs_neither_stops_nor_delays_the_start(modus: SimulatedModus, tmp_path: Path) -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    def hang(request: Request) -> None:
+        asked.set()
+        release.wait(60)
+
+    modus.fault = hang
+    with exporter(tmp_path, "--config.file", config(tmp_path, modus)) as running:
+        assert asked.wait(20)
+        assert get(f"{running.url}/-/ready") == "modus-exporter is ready.\nThe API has not been asked yet.\n"
+        assert running.stop(within=5) == 0
+    release.set()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--web.listen-address", "nowhere"],
+        ["--web.listen-address", "127.0.0.1:{taken}"],
+        ["--web.telemetry-path", "/-/ready"],
+        ["--web.external-url", "modus"],
+        ["--web.route-prefix", "/a b"],
+        ["--web.config.file", "/no/such/web.yaml"],
+    ],
+    ids=lambda flags: " ".join(flags),
+)
+def test_flags_are_judged_before_the_state_is_opened(
+    modus: SimulatedModus, tmp_path: Path, flags: list[str]
+) -> None:
+    file = config(
+        tmp_path, modus, f"discovery: {{enabled: true}}\nstate: {{path: '{tmp_path}/state/state.db'}}"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = [flag.format(taken=taken.getsockname()[1]) for flag in flags]
+        done = run("--config.file", file, *flags)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("modus-exporter: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert flags[0] in done.stderr or flags[1] in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_check_judges_the_flags_too_but_takes_no_port(modus: SimulatedModus, tmp_path: Path) -> None:
+    file = config(tmp_path, modus)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert run("--config.check", "--config.file", file, "--web.listen-address", address).returncode == 0
+    wrong = run("--config.check", "--config.file", file, "--web.listen-address", "nowhere")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "--web.listen-address" in wrong.stderr
 
 
 def test_a_second_exporter_on_one_state_file_or_address_is_refused_with_one_line(

@@ -1,24 +1,25 @@
 """The pages of the web server: exposition, negotiation, landing page, health, reload."""
 
 import contextlib
+import errno
 import gzip
 import logging
 import os
 import re
 import socket
 import threading
+import time
 from urllib.parse import urljoin
 
 import pytest
 
 from exporter import __version__
+from exporter.modus.contact import Contact
 from exporter.web import listeners, pages
-from exporter.web.listeners import listen, listen_on, passed_by_systemd
+from exporter.web.listeners import open_listeners, parse, passed_by_systemd, url_of
 from exporter.web.negotiation import gzip_accepted, negotiate, scrape_timeout
-from exporter.web.pages import application
-from exporter.web.places import Places
-from exporter.web.reload import Reloads
-from exporter.web.webconfig import RateLimit, WebConfig, WebConfigFile, WebError
+from exporter.web.site import Site
+from exporter.web.webconfig import RateLimit, WebConfig, WebError
 from tests.webserver import awaited, exposition, running
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -251,20 +252,36 @@ def test_a_telemetry_path_of_slash_takes_the_landing_pages_place():
 @pytest.mark.parametrize("path", ["metrics", "", "/{x}", "/a b", "/a?b", "/ä"])
 def test_a_telemetry_path_that_is_no_path_is_refused(path):
     with pytest.raises(WebError, match=r"^--web.telemetry-path: expected a path like /metrics, got "):
-        application(
-            scrape=lambda timeout, form: [],
-            reloads=Reloads(lambda: None),
-            places=Places(),
-            telemetry_path=path,
-            enable_lifecycle=False,
-            web_config=WebConfigFile(None),
-        )
+        Site.of(path, None, None)
+
+
+@pytest.mark.parametrize("path", ["/-/healthy", "/-/ready", "/-/reload"])
+def test_a_telemetry_path_that_takes_another_pages_place_is_refused(path):
+    with pytest.raises(WebError, match=f"^--web.telemetry-path: {path} is another page: name another path$"):
+        Site.of(path, None, None)
 
 
 def test_health_and_readiness():
     with running() as site:
         assert site.get("/-/healthy").data == b"modus-exporter is healthy.\n"
-        assert site.get("/-/ready").data == b"modus-exporter is ready.\n"
+        assert site.get("/-/ready").data.startswith(b"modus-exporter is ready.\n")
+
+
+@pytest.mark.parametrize(
+    ("ago", "problem", "says"),
+    [
+        (None, "", r"The API has not been asked yet\."),
+        (None, "refused: check x", r"The API has not answered yet: refused: check x\."),
+        (600, "", r"The API answered 1\d min ago\."),
+        (600, "401: check y", r"The API answered 1\d min ago\. Now: 401: check y\."),
+    ],
+)
+def test_ready_is_who_serves_metrics_and_tells_whether_the_api_answers(ago, problem, says):
+    contact = Contact(None if ago is None else time.time() - ago, problem)
+    with running(contact=contact) as site:
+        answer = site.get("/-/ready")
+    assert answer.status == 200  # else Kubernetes would keep an outage of the API from Prometheus
+    assert re.fullmatch(rf"modus-exporter is ready\.\n{says}\n", answer.data.decode())
 
 
 def test_reload_is_forbidden_unless_enabled():
@@ -336,15 +353,22 @@ def test_a_body_is_not_read_and_the_connection_ends_after_the_answer():
 # --- where it listens ---
 
 
+def listen_on(*addresses):
+    return open_listeners(parse(addresses), systemd_socket=False)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:0", pytest.param("[::1]:0", marks=IPV6), "localhost:0", ":0"])
 def test_addresses_as_prometheus_users_write_them(address):
-    with listen(address) as listener:
+    [listener] = listen_on(address)
+    with listener:
         assert listener.getsockname()[1] > 0
 
 
 @IPV6
-def test_no_host_is_every_address_of_both_families():
-    with listen(":0") as listener:
+@pytest.mark.parametrize("address", [":0", "[::]:0"])
+def test_no_host_and_the_ipv6_wildcard_are_both_families_as_in_go(address):
+    [listener] = listen_on(address)
+    with listener:
         port = listener.getsockname()[1]
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, port), timeout=5).close()
@@ -353,46 +377,85 @@ def test_no_host_is_every_address_of_both_families():
 @pytest.mark.parametrize("address", ["", "10371", "host:", "host:port", ":70000", ":-1", "[::1]"])
 def test_an_address_that_is_none_is_a_mistake_of_use(address):
     with pytest.raises(WebError, match=r"^--web.listen-address: expected host:port or :port, got ") as caught:
-        listen(address)
+        parse([address])
     assert caught.value.exit_code == 2
 
 
-def test_an_address_in_use_is_one_line_and_exit_code_1():
-    with listen("127.0.0.1:0") as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(
-            WebError, match=rf"^cannot listen on {address}: Address already in use.*$"
-        ) as caught:
-            listen(address)
+def test_an_address_that_is_given_twice_is_a_mistake_of_use():
+    with pytest.raises(WebError, match=r"^--web.listen-address: \[::1\]:9 is given twice$") as caught:
+        parse(["[::1]:9", ":9", "[::1]:9"])
+    assert caught.value.exit_code == 2
+    assert len(parse(["127.0.0.1:0", "127.0.0.1:0"])) == 2  # two free ports
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("no-such-host.invalid:1", "the host name cannot be resolved"),
+        (f"{'x' * 64}.example:1", "the host name cannot be resolved"),
+        ("192.0.2.1:1", "this machine has no such address"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_one_line_and_exit_code_1(address, problem):
+    with pytest.raises(WebError) as caught:
+        listen_on(address)
+    assert str(caught.value) == f"--web.listen-address: cannot listen on {address}: {problem}"
     assert caught.value.exit_code == 1
 
 
-def test_a_host_that_is_unknown_is_one_line_and_exit_code_1():
-    with pytest.raises(WebError, match=r"^cannot listen on no-such-host.invalid:1: .+$") as caught:
-        listen("no-such-host.invalid:1")
-    assert caught.value.exit_code == 1
+@pytest.mark.parametrize(
+    ("number", "problem"),
+    [
+        (errno.EACCES, "not allowed to: name a port from 1024 on"),
+        (errno.EMFILE, "Too many open files"),
+    ],
+)
+def test_what_the_system_refuses_is_said_without_pythons_own_words(monkeypatch, number, problem):
+    def refuse(*args, **options):
+        raise OSError(number, f"{os.strerror(number)} (while attempting to bind on address ('', 1))")
 
-
-@IPV6
-def test_the_ipv6_wildcard_is_both_families_as_in_go():
-    with listen("[::]:0") as listener:
-        port = listener.getsockname()[1]
-        for host in ("127.0.0.1", "::1"):
-            socket.create_connection((host, port), timeout=5).close()
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(WebError, match=f"^--web.listen-address: cannot listen on :1: {problem}$"):
+        listen_on(":1")
 
 
 def test_several_addresses_are_all_listened_on():
     with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(each) for each in listen_on(["127.0.0.1:0", "127.0.0.2:0"])]
+        found = [stack.enter_context(each) for each in listen_on("127.0.0.1:0", "127.0.0.2:0")]
         assert [each.getsockname()[0] for each in found] == ["127.0.0.1", "127.0.0.2"]
 
 
-def test_one_bad_address_of_several_leaves_none_open():
-    with listen("127.0.0.1:0") as taken:
+def test_a_port_in_use_is_one_line_and_exit_code_1_and_leaves_no_other_address_open():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(WebError, match="Address already in use"):
-            listen_on([f"127.0.0.2:{port}", f"127.0.0.1:{port}"])
-        listen(f"127.0.0.2:{port}").close()
+        with pytest.raises(WebError) as caught:
+            listen_on(f"127.0.0.2:{port}", f"127.0.0.1:{port}")
+        [other] = listen_on(f"127.0.0.2:{port}")
+        other.close()
+    problem = "the port is in use: name another one, or end what listens there"
+    assert str(caught.value) == f"--web.listen-address: cannot listen on 127.0.0.1:{port}: {problem}"
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "tls", "path", "url"),
+    [
+        ("127.0.0.1:0", False, "/", "http://127.0.0.1:{}/"),
+        (":0", False, "/modus/", "http://localhost:{}/modus/"),
+        ("0.0.0.0:0", True, "/", "https://localhost:{}/"),
+        pytest.param("[::1]:0", False, "/", "http://[::1]:{}/", marks=IPV6),
+    ],
+)
+def test_the_url_of_a_listener_can_be_opened_on_this_machine(address, tls, path, url):
+    [listener] = listen_on(address)
+    with listener:
+        assert url_of(listener, tls=tls, path=path) == url.format(listener.getsockname()[1])
+
+
+def test_a_unix_socket_has_no_url(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        assert url_of(listener, tls=False, path="/") is None
 
 
 @pytest.mark.parametrize(

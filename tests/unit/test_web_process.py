@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.web import listeners, server
+from exporter.web import server
 from tests.webserver import awaited, closed_by_peer, exchange, slow_reader, was_dropped
 
 pytestmark = pytest.mark.servers
@@ -29,8 +29,11 @@ size, gate, scarce, held = (int(os.environ["SIZE"]), os.environ["GATE"],
 if scarce:
     resource.setrlimit(resource.RLIMIT_NOFILE, (scarce, scarce))
 others = [open("/dev/null") for _ in range(held)]
+from exporter.modus.contact import Contact
+from exporter.web.listeners import open_listeners, parse
 from exporter.web.pages import serve
-from exporter.web.webconfig import WebError
+from exporter.web.site import Site
+from exporter.web.webconfig import WebConfigFile, WebError
 class Lines(logging.Formatter):
     def format(self, record):
         return f"{record.message if hasattr(record, 'message') else record.getMessage()} {record.fields}"
@@ -49,7 +52,8 @@ def reload():
         open(gate).close()  # a FIFO: waits for its other end
     raise ValueError("config.yaml: no")
 try:
-    serve(sys.argv[1:], scrape=scrape, reload=reload, systemd_socket="LISTEN_FDS" in os.environ)
+    opened = open_listeners(parse(sys.argv[1:]), systemd_socket="LISTEN_FDS" in os.environ)
+    serve(opened, site=Site(), scrape=scrape, reload=reload, contact=Contact, web_config=WebConfigFile(None))
 except WebError as exc:
     sys.exit(f"{exc}")
 print("served", flush=True)
@@ -133,12 +137,12 @@ def test_sighup_reloads_and_a_failure_is_one_line():
 
 def test_an_address_in_use_ends_it_with_one_line():
     with (
-        listeners.listen("127.0.0.1:0") as listener,
+        socket.create_server(("127.0.0.1", 0)) as listener,
         process(f"127.0.0.1:{listener.getsockname()[1]}") as child,
     ):
         out, err = child.communicate(timeout=20)
     assert (child.returncode, out, err.count("\n")) == (1, "", 1)
-    assert "Address already in use" in err
+    assert "the port is in use" in err
 
 
 @pytest.mark.root
