@@ -25,6 +25,7 @@ from prometheus_client.samples import Sample
 T = TypeVar("T")
 PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+FIRST = "1"  # the page size of the request that an exporter makes at its start, and of no other
 
 
 def wait_for(what: str, ask: Callable[[], T], seconds: float = 60.0) -> T:

@@ -25,6 +25,7 @@ from exporter.runs.reader import Memory, Reading
 from exporter.runs.state import Watermark
 from exporter.runs.store import read_state
 from tests.e2e.harness import (
+    FIRST,
     OPENMETRICS,
     Exporter,
     Process,
@@ -419,7 +420,8 @@ def test_sigterm_in_the_middle_of_a_scrape_ends_in_time_and_what_was_read_is_cou
     entered, release = threading.Event(), threading.Event()
 
     def fault(request: Request) -> Answer | None:
-        if request.agent_id == ILL or (discovers and request.agent_id is None):
+        wanted = request.agent_id == ILL or (discovers and request.agent_id is None)
+        if wanted and request.query.get("pageSize") != FIRST:
             entered.set()
             release.wait(30)
         return None
@@ -586,6 +588,7 @@ def test_a_reload_does_not_break_the_silence_that_the_api_asked_for(
     modus.fault = lambda request: modus.error(429, **{"Retry-After": "300"})
     file = config(tmp_path, modus.url, WELL)
     with exporter(tmp_path, "--config.file", str(file), "--web.enable-lifecycle") as running:
+        wait_for("the first request was answered", lambda: "429" in running.said())
         running.scrape()
         requests.post(f"{running.url}/-/reload", timeout=30).raise_for_status()
         scrape = running.scrape()
@@ -744,7 +747,7 @@ def unreadable_configuration(directory: Path, file: Path) -> tuple[str, ...]:
         (no_configuration, 2, "config.yaml: cannot read the file: No such file"),
         (unreadable_configuration, 2, "config.yaml: cannot read the file: Permission denied"),
         (no_web_configuration, 2, "missing.yaml"),
-        (port_in_use, 1, "Address already in use"),
+        (port_in_use, 1, "the port is in use"),
         (state_is_a_directory, 1, "state.db: not a regular file"),
         (other_buckets, 1, "state.db: the histogram was counted in other buckets"),
         (read_only_state_directory, 1, "state.db: cannot be opened: Permission denied; check state.path"),
