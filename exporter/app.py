@@ -28,6 +28,7 @@ from exporter.metrics import protobuf
 from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import write
 from exporter.metrics.settings import Settings
+from exporter.metrics.status import Status
 from exporter.modus.client import ModusClient
 from exporter.modus.contact import Contact
 from exporter.modus.discovery import Selection, Target
@@ -112,8 +113,23 @@ class App:
         self._greeting.submit(work)
 
     def contact(self) -> Contact:
-        """Whether the API answers; it may be asked in any thread, and at once."""
+        """Whether the API answers; may be called in any thread, and waits for nothing."""
         return self._client.contact
+
+    def status(self) -> Status:
+        """What there is to see; may be called in any thread."""
+        path = self._config.state.path
+        return Status(
+            now=time.time(),
+            api=self._client.host,
+            contact=self._client.contact,
+            newest=self.collector.newest,
+            known=self._ledger.agents(),
+            state_path=path and os.path.abspath(path),
+            state_up=self.collector.ledger_up,
+            reload_successful=self._reloaded[0],
+            reloaded=self._reloaded[1],
+        )
 
     def close(self) -> None:
         """Cut a scrape short, make durable what was counted, and let go of file and connections."""

@@ -181,6 +181,7 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
         scrape=app.metrics,
         reload=app.reload,
         contact=app.contact,
+        status=app.status,
         web_config=web_config,
         enable_lifecycle=args.web_enable_lifecycle,
     )

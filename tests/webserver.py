@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from exporter.metrics.status import Status
 from exporter.modus.contact import Contact
 from exporter.web.listeners import Address, listen
 from exporter.web.pages import application
@@ -22,6 +23,19 @@ from exporter.web.webconfig import WebConfigFile
 from tests.oracle import rendered
 
 NAME = 'Support "EU" \\ Zürich\n東京'
+
+
+STATUS = Status(
+    now=1_795_000_000.0,
+    api="https://api.example",
+    contact=Contact(),
+    newest=None,
+    known={},
+    state_path="/var/lib/state.db",
+    state_up=True,
+    reload_successful=True,
+    reloaded=1_795_000_000.0,
+)
 
 
 def exposition(form: str) -> bytes:
@@ -70,6 +84,7 @@ def running(
     lifecycle=False,
     web_config=None,
     contact=Contact(),  # noqa: B008 - it is a value
+    status=STATUS,
     external_url=None,
     route_prefix=None,
 ) -> Iterator[Running]:
@@ -84,6 +99,7 @@ def running(
         site=Site.of(path, external_url, route_prefix),
         scrape=scrape,
         contact=lambda: contact,
+        status=lambda: status,
         reloads=reloads,
         places=places,
         enable_lifecycle=lifecycle,

@@ -17,6 +17,7 @@ from exporter.metrics.exposition import describe, families
 from exporter.metrics.readerrors import ReadErrors
 from exporter.metrics.settings import Settings
 from exporter.metrics.snapshot import agent_snapshot
+from exporter.metrics.status import Pass
 from exporter.metrics.table import Snapshot
 from exporter.metrics.usage import usage_snapshot
 from exporter.modus.discovery import Target
@@ -71,6 +72,7 @@ class RunsCollector(Collector):
         self._lock = threading.Lock()  # guards the scrape in flight
         self._scrape: Scrape | None = None
         self._turns = Turns()
+        self.newest: Pass | None = None  # to be looked at by people
         self._in_use: Sequence[Target] = ()  # as of the newest scrape that found out
         self._answered = False  # whether somebody saw all of the last scrape
         self._tails: tuple[float, ...] = ()  # seconds per agent behind the reading, the newest few
@@ -219,6 +221,8 @@ class RunsCollector(Collector):
         if skews and abs(skews[len(skews) // 2] - self._skew) > SAME_CLOCK:
             self._skew = skews[len(skews) // 2]
         self._errors.note(scrape)
+        told = self._errors.failing, self._targets.problem
+        self.newest = Pass(self._clock(), scrape.duration, scrape.targets, *told)
         self._ledger.end_scrape(scrape.readings.keys())
         for agent_id in self._means.memories.keys() - scrape.readings.keys():
             del self._means.memories[agent_id]
@@ -236,6 +240,11 @@ class RunsCollector(Collector):
         ]
         begun = {id_ for id_ in due if (memory := self._means.memories.get(id_)) and memory.walk}
         return self._turns.take(due, begun, max(1, len(targets) // RECONCILED))
+
+    @property
+    def ledger_up(self) -> bool:
+        """Whether the state can be written."""
+        return self._committer.up
 
     def snapshot(self, scrape: Scrape) -> Snapshot:
         """What a scrape and those before it found out, as of now."""
@@ -267,7 +276,7 @@ class RunsCollector(Collector):
             up=scrape.answered or self._targets.answered,
             show_created=self._settings.show_created,
             duration=scrape.duration,
-            ledger_up=self._committer.up,
+            ledger_up=self.ledger_up,
             version=__version__,
             created=self._created,
             requests=stats.requests,

@@ -20,7 +20,7 @@ class ReadErrors:
     def __init__(self) -> None:
         self._counts: dict[int, Counter[str]] = {}
         self._shown: set[int] = set()
-        self._failing: set[int] = set()
+        self.failing: Mapping[int, ApiError] = {}  # the agents that the newest scrape could not read
         self._left_out: tuple[Scrape | None, set[int]] = (None, set())
         self._lock = threading.Lock()
 
@@ -37,7 +37,7 @@ class ReadErrors:
 
     def is_failing(self, agent_id: int) -> bool:
         """Whether the newest scrape could not read the agent."""
-        return agent_id in self._failing
+        return agent_id in self.failing
 
     def leave_out(self, scrape: Scrape) -> None:
         """Count the agents that a caller has to leave unread, once in a scrape however many leave."""
@@ -62,11 +62,11 @@ class ReadErrors:
                 del self._counts[agent_id]
             self._shown &= errors.keys()
         self._log_transitions(errors)
-        self._failing = {agent_id for agent_id, error in errors.items() if error}
+        self.failing = {agent_id: error for agent_id, error in errors.items() if error}
 
     def _log_transitions(self, errors: Mapping[int, ApiError | None]) -> None:
         """Log which agents became unreadable or readable again, one line each, not one per scrape."""
-        changed = [(id_, error) for id_, error in errors.items() if (id_ in self._failing) == (error is None)]
+        changed = [(id_, error) for id_, error in errors.items() if (id_ in self.failing) == (error is None)]
         for agent_id, error in changed[:MAX_LINES]:
             if error is None:
                 log.info("agent can be read again", extra=fields(agent_id=agent_id))

@@ -85,7 +85,7 @@ class Discovery:
         self.answered = False  # whether the API answered the newest attempt at all
         self._refresh_interval = refresh_interval  # seconds
         self._refreshed: float | None = None
-        self._failing = False
+        self.problem = ""  # why it could not be read at the newest attempt: one line
 
     def is_due(self, now: float) -> bool:
         """Whether the list is to be read again; `now` is monotonic seconds."""
@@ -100,16 +100,14 @@ class Discovery:
             found = list_agents(ask)
         except ApiError as error:
             self.answered = error.answered
-            if not self._failing:
-                log.error(
-                    "the agents cannot be listed: those known stay in use",
-                    extra=fields(**error.told),
-                )
-            self._failing = True
+            if not self.problem:
+                why = fields(**error.told)
+                log.error("the agents cannot be listed: those known stay in use", extra=why)
+            self.problem = error.line
             return
-        if self._failing or self.found is None or len(found) != len(self.found):
+        if self.problem or self.found is None or len(found) != len(self.found):
             log.info("agents listed", extra=fields(listed=len(found)))
-        self.answered, self._failing, self.found = True, False, found
+        self.answered, self.problem, self.found = True, "", found
 
 
 def list_agents(ask: Ask) -> list[Agent]:

@@ -62,6 +62,11 @@ class Targets:
         return self._discovery.answered
 
     @property
+    def problem(self) -> str:
+        """Why the agents cannot be listed: one line, or nothing."""
+        return self._discovery.problem
+
+    @property
     def found(self) -> list[Agent] | None:
         """The newest list of agents; None while there was none."""
         return self._earlier if self._discovery.found is None else self._discovery.found

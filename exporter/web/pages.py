@@ -1,16 +1,15 @@
 """The pages: /metrics, a landing page, health and reload."""
 
 import asyncio
-import base64
-import hashlib
-import html
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from exporter import __version__
+from exporter.metrics.status import Status
 from exporter.modus.contact import Contact
+from exporter.web import landing
 from exporter.web.connection import CONTENT_POLICY, SECURITY_HEADERS
+from exporter.web.executor import BoundedExecutor
 from exporter.web.log import log_failure
 from exporter.web.messages import Handler, HTTPError, Request, Response, text
 from exporter.web.middleware import Middleware
@@ -22,12 +21,10 @@ from exporter.web.server import Server
 from exporter.web.site import HEALTHY, READY, RELOAD, Site
 from exporter.web.webconfig import WebConfigFile
 
-DOCS_URL = "https://prometheus.io/docs/prometheus/latest/querying/basics/"
-_STYLE = "body{font-family:sans-serif;margin:3em auto;max-width:40em}"
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+PAGES_WAITING = 8  # people who look at the landing page at the same moment; one page is written at a time
 _HEADERS = {
     **SECURITY_HEADERS,
-    "Content-Security-Policy": f"{CONTENT_POLICY}; style-src 'sha256-{_STYLE_HASH}'",
+    "Content-Security-Policy": f"{CONTENT_POLICY}; style-src 'sha256-{landing.STYLE_HASH}'",
 }
 _READ = ("GET", "HEAD")
 _CHANGE = ("POST", "PUT")
@@ -38,6 +35,7 @@ def application(
     site: Site,
     scrape: Scrape,
     contact: Callable[[], Contact],
+    status: Callable[[], Status],
     reloads: Reloads,
     places: Places,
     enable_lifecycle: bool,
@@ -45,7 +43,7 @@ def application(
 ) -> Handler:
     """All pages behind the middleware, arguments as for `serve`."""
     handlers: dict[str, tuple[Sequence[str], Handler]] = {
-        "/": (_READ, _page(_landing_page(site))),
+        "/": (_READ, _landing(status, site)),
         HEALTHY: (_READ, _page(text("modus-exporter is healthy.\n"))),
         READY: (_READ, _ready(contact)),
         RELOAD: (_CHANGE, _reloading(reloads, enable_lifecycle)),
@@ -78,6 +76,18 @@ def _page(response: Response) -> Handler:
         return response
 
     return page
+
+
+def _landing(status: Callable[[], Status], site: Site) -> Handler:
+    writer = BoundedExecutor("page", 1, waiting=PAGES_WAITING)
+
+    async def home(request: Request) -> Response:
+        body = await writer.run(lambda: landing.page(status(), site))
+        return Response(
+            body, headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+        )
+
+    return home
 
 
 def _ready(contact: Callable[[], Contact]) -> Handler:
@@ -117,19 +127,6 @@ def _reloading(reloads: Reloads, enabled: bool) -> Handler:
     return reload
 
 
-def _landing_page(site: Site) -> Response:
-    links = [(site.link(site.telemetry_path), "Metrics"), (site.link(HEALTHY), "Healthy?")]
-    links += [(site.link(READY), "Ready?"), (DOCS_URL, "Documentation: querying with PromQL")]
-    items = "".join(f'<li><a href="{html.escape(url)}">{html.escape(text)}</a></li>\n' for url, text in links)
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8"><title>Modus exporter</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n<h1>Modus exporter</h1>\n"
-        "<p>Metrics of Modus AI agents for Prometheus: every run is counted exactly once.</p>\n"
-        f"<ul>\n{items}</ul>\n<p>Version {html.escape(__version__)}</p>\n</body>\n</html>\n"
-    )
-    return Response(page.encode(), headers={"Content-Type": "text/html; charset=utf-8"})
-
-
 def serve(
     listeners: Sequence[socket.socket],
     *,
@@ -137,6 +134,7 @@ def serve(
     scrape: Scrape,
     reload: Callable[[], None],
     contact: Callable[[], Contact],
+    status: Callable[[], Status],
     web_config: WebConfigFile,
     enable_lifecycle: bool = False,
 ) -> None:
@@ -148,13 +146,14 @@ def serve(
     gives the exposition in pieces, and is called in several threads at once. The first piece is awaited in
     one thread, all others are taken in another. `reload` (SIGHUP, and POST /-/reload with
     `enable_lifecycle`) raises with a one-line message when it fails, and is called by one thread at a time.
-    `contact` tells whether the API answers, at once.
+    `contact` tells whether the API answers, at once; `status` what there is to see, in another thread.
     """
     reloads, places = Reloads(reload), Places()
     handler = application(
         site=site,
         scrape=scrape,
         contact=contact,
+        status=status,
         reloads=reloads,
         places=places,
         enable_lifecycle=enable_lifecycle,

@@ -9,11 +9,9 @@ import re
 import socket
 import threading
 import time
-from urllib.parse import urljoin
 
 import pytest
 
-from exporter import __version__
 from exporter.modus.contact import Contact
 from exporter.web import listeners, pages
 from exporter.web.listeners import open_listeners, parse, passed_by_systemd, url_of
@@ -231,17 +229,6 @@ def test_a_page_that_breaks_is_a_500_without_a_traceback(caplog, monkeypatch):
 
 
 # --- the other pages ---
-
-
-def test_the_landing_page_says_what_this_is_and_links_on():
-    with running(path="/some/metrics") as site:
-        answer = site.get("/")
-        links = re.findall(rb'href="([^":]*)"', answer.data)
-        assert [site.get(urljoin("/", link.decode())).status for link in links] == [200, 200, 200]
-    assert links == [b"./some/metrics", b"./-/healthy", b"./-/ready"]  # relative: right behind any proxy
-    assert b"Modus" in answer.data
-    assert __version__.encode() in answer.data
-    assert not re.search(rb"<(script|img|link)|src=|url\(", answer.data)
 
 
 def test_a_telemetry_path_of_slash_takes_the_landing_pages_place():

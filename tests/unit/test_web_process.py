@@ -34,6 +34,7 @@ from exporter.web.listeners import open_listeners, parse
 from exporter.web.pages import serve
 from exporter.web.site import Site
 from exporter.web.webconfig import WebConfigFile, WebError
+from tests.webserver import STATUS
 class Lines(logging.Formatter):
     def format(self, record):
         return f"{record.message if hasattr(record, 'message') else record.getMessage()} {record.fields}"
@@ -53,7 +54,8 @@ def reload():
     raise ValueError("config.yaml: no")
 try:
     opened = open_listeners(parse(sys.argv[1:]), systemd_socket="LISTEN_FDS" in os.environ)
-    serve(opened, site=Site(), scrape=scrape, reload=reload, contact=Contact, web_config=WebConfigFile(None))
+    serve(opened, site=Site(), scrape=scrape, reload=reload, contact=Contact, status=lambda: STATUS,
+          web_config=WebConfigFile(None))
 except WebError as exc:
     sys.exit(f"{exc}")
 print("served", flush=True)
