@@ -32,12 +32,14 @@ GC_OBJECTS = 10_000  # new ones between two collections: else one of all agents 
 
 
 class _Parser(argparse.ArgumentParser):
+    where = ""  # what is parsed, other than the command line
+
     def error(self, message: str) -> NoReturn:
-        _complain(f"{' '.join(message.split())}; see {self.prog} --help")
+        _complain(f"{self.where}{' '.join(message.split())}; see {self.prog} --help")
         sys.exit(2)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> _Parser:
     parser = _Parser(
         prog="modus-exporter",
         description="Prometheus exporter for Modus AI agents: every run counted exactly once.",
@@ -94,9 +96,7 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def from_environment(
-    parser: argparse.ArgumentParser, given: list[str], environ: Mapping[str, str]
-) -> list[str]:
+def from_environment(parser: _Parser, given: list[str], environ: Mapping[str, str]) -> list[str]:
     """What variables like MODUS_EXPORTER_WEB_LISTEN_ADDRESS set, as flags; those that are given win."""
     flags: list[str] = []
     for action in parser._actions:
@@ -108,6 +108,9 @@ def from_environment(
         if not value or any(word.split("=")[0] == flag for word in given):
             continue
         if action.nargs != 0:
+            parser.where = f"{name}: "
+            parser.parse_args([f"{flag}={value}"])  # a mistake in it is said to be the variable's
+            parser.where = ""
             flags.append(f"{flag}={value}")
         elif value not in ("true", "false"):
             parser.error(f"{name}: expected true or false, got {value!r}")
@@ -126,6 +129,8 @@ def main(argv: list[str] | None = None) -> int:
     args = argparse.Namespace(**{re.sub(r"[.-]", "_", name): value for name, value in options.items()})
     if args.shard >= args.total_shards:
         parser.error(f"--shard: expected less than --total-shards ({args.total_shards}), got {args.shard}")
+    if args.demo and args.audit:
+        parser.error("--audit: the demo keeps nothing that could be compared")
     logs.setup(args.log_level, args.log_format)
     signal.signal(signal.SIGTERM, _leave_at_once)
     signal.signal(signal.SIGINT, _leave_at_once)

@@ -181,7 +181,7 @@ def _config(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
 
     def variable(path: str, name: str) -> str:
         if path == "modus.token" and name == "MODUS_API_KEY" and not environ.get(name):
-            raise YamlError(f"{path}: set the environment variable {name}, or give modus.token_file")
+            raise YamlError(f"{path}: set {name}, give modus.token_file, or try --demo")
         if name not in environ:
             raise YamlError(f"{path}: the environment variable {name} is not set")
         return environ[name].strip()
@@ -189,7 +189,7 @@ def _config(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
     raw = _with_defaults(raw, environ)
     data = yamlfile.expand(raw, variable)
     config = yamlfile.convert(data, Config, decode, raw=raw, secret=_MAY_BE_SECRET.__contains__)
-    _check(config)
+    _check(config, raw)
     url = re.sub("(?<!/)(/api(/v1)?)?/*$", "", config.modus.base_url)
     return msgspec.structs.replace(config, modus=msgspec.structs.replace(config.modus, base_url=url))
 
@@ -221,8 +221,8 @@ def _agent(i: int, agent: object) -> object:
 _MAY_BE_SECRET = ("modus", "modus.token", "modus.token_file", "modus.base_url")
 
 
-def _check(config: Config) -> None:
-    """What no single value shows. Raises YamlError."""
+def _check(config: Config, raw: Mapping[str, Any]) -> None:
+    """What no single value shows; `raw` is what the file says. Raises YamlError."""
     seen: set[int] = set()
     for i, agent in enumerate(config.agents):
         if agent.id in seen:
@@ -235,7 +235,7 @@ def _check(config: Config) -> None:
     if config.modus.token is None and config.modus.token_file is None:  # both are variables that say null
         raise YamlError("modus: expected token or token_file, got neither")
     if problem := _base_url_problem(config.modus.base_url):
-        raise YamlError(f"modus.base_url: expected {problem}")
+        raise YamlError(f"modus.base_url: expected {problem}{yamlfile.origin(raw['modus'].get('base_url'))}")
     for i, (lower, upper) in enumerate(pairwise(config.histogram.buckets), 1):
         if upper <= lower:
             raise YamlError(f"histogram.buckets[{i}]: expected a bound above the one before it")
@@ -247,6 +247,8 @@ def _base_url_problem(url: str) -> str:
     """What was expected of a base URL that is not one; it is not quoted: it may hold a password."""
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", url):
         return "an http(s) URL: write https:// in front"
+    if not re.match("(?i:https?)://", url):
+        return "an http(s) URL: begin it with https://"
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -62,6 +62,7 @@ def parse(content: bytes, kind: type[msgspec.Struct], *, ordinary: bool = False)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line if error.problem_mark else 0
         problem = re.sub("'([^']*)'", _harmless, error.problem or "expected YAML")
+        problem += ": check the indentation" if "<block" in problem else ""
         raise YamlError(f"line {line + 1}: {problem}") from None
     except yaml.reader.ReaderError as error:
         raise YamlError(f"line {text.count(chr(10), 0, error.position) + 1}: {error.reason}") from None
@@ -100,7 +101,7 @@ def expand(value: Any, variable: Callable[[str, str], str], path: str = "") -> A
 
     text = re.sub(r"\$\{([^}]*\}?)", replaced, value)
     if _CONTROL.search(text):
-        raise YamlError(f"{path}: expected text without control characters")
+        raise YamlError(f"{path}: expected text without control characters{origin(value)}")
     return typed(text) if isinstance(value, Plain) and text else text
 
 
@@ -121,6 +122,11 @@ def convert(
         return msgspec.convert(data, kind, dec_hook=decode)
     except msgspec.ValidationError as error:
         raise YamlError(_explain(str(error), kind, raw, secret)) from None
+
+
+def origin(value: object) -> str:
+    """Where a value of the file that is nothing but a variable comes from, for the end of a message."""
+    return f", got {value}" if isinstance(value, str) and _VARIABLE.fullmatch(value) else ""
 
 
 def got(value: object) -> str:
@@ -155,12 +161,10 @@ def _explain(text: str, kind: type, raw: Any, secret: Callable[[str], bool]) -> 
         owner = get_type_hints(_type_at(kind, parts[:-1]).cls)
         *others, last = get_args(owner[parts[-1]])
         expected = f"expected {', '.join(others)} or {last}"
-    if secret(path):
-        return f"{path}: {expected}"
     value = raw
-    for part in parts:
-        value = value[int(part) if isinstance(value, list) else part]
-    return f"{path}: {expected}, got {got(value)}"
+    for part in parts:  # [...] is a value of a mapping, of which msgspec does not name the key
+        value = value[int(part) if isinstance(value, list) else part] if part != "[...]" else None
+    return f"{path}: {expected}{origin(value) if secret(path) else f', got {got(value)}'}"
 
 
 def _type_at(kind: type, parts: list[str]) -> Any:

@@ -199,7 +199,8 @@ class ModusAdapter(HTTPAdapter):
     """Sends to URLs below `base_url`, over one pool of as many `connections` as are in use at a time.
 
     Proxies are those of the environment, as `requests` reads it, once; CA certificates those of `ca_file`,
-    or of the environment. Raises ApiError, and the libraries' errors for a URL or a proxy that is none.
+    or of the environment. `proxy` is host and port of the one in use. Raises ApiError, and the libraries'
+    errors for a URL or a proxy that is none.
     """
 
     def __init__(self, base_url: str, connections: int, ca_file: str | None = None) -> None:
@@ -218,6 +219,7 @@ class ModusAdapter(HTTPAdapter):
         pool.conn_kw["socket_options"] = _socket_options()
         if pool.scheme == "https":
             pool.conn_kw["trust"] = Trust(bundle(ca_file), _TlsSocket)
+        self.proxy = f"{pool.proxy.host}:{pool.proxy.port}" if pool.proxy else ""
         self._pool = pool
         self._base_length = len(base_url)
         self._target = super().request_url(request, proxies)

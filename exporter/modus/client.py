@@ -106,6 +106,7 @@ class ModusClient:
             raise ApiError("connection", text, hint="check https_proxy and http_proxy") from None
         self._session = requests.Session()
         self._session.mount(self._base, adapter)
+        self._proxy = adapter.proxy
         self._routes = Routes(resource, monotonic)
         self._rate_limit = RateLimit(max_requests_per_second, monotonic, sleep)
         self._retries = Retries(self._rate_limit, sleep, jitter)
@@ -261,7 +262,7 @@ class ModusClient:
             UnicodeError,
             BodyTooLargeError,
         ) as exc:
-            answer = broken(exc, secret_of(token), self._limit(deadline))
+            answer = broken(exc, secret_of(token), self._limit(deadline), self._proxy)
         code = answer.reason if isinstance(answer, Fault) else str(answer.status)
         self.requests_so_far.count(call.operation, code, self._monotonic() - begin)
         return answer

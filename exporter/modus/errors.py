@@ -198,15 +198,18 @@ def _hint_of_a_stranger(status: int, body: bytes) -> str:
     return "" if status == 429 or status >= 500 else NOT_THE_API
 
 
-def broken(raised: BaseException, secret: Secret, limit: Fault) -> Fault:
-    """What an exchange without a whole answer died of; `limit` is the answer when it was time."""
+def broken(raised: BaseException, secret: Secret, limit: Fault, proxy: str) -> Fault:
+    """What an exchange without a whole answer died of; `limit` is the answer when it was time.
+
+    `proxy` is the host and port of the one in between, if there is one.
+    """
     chain = list(_chain(raised))
     exc = chain[-1]
     fault = _fault(exc, secret, limit)
     if fault is not limit and any(isinstance(link, requests.exceptions.ProxyError) for link in chain):
         trust = isinstance(exc, ssl.SSLCertVerificationError)  # its hint is right for a proxy too
         hint = fault.hint if trust else "check https_proxy and http_proxy"
-        return fault._replace(text=f"the proxy: {fault.text}", hint=hint)
+        return fault._replace(text=f"the proxy {proxy}: {fault.text}", hint=hint)
     return fault
 
 

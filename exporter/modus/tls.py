@@ -14,18 +14,19 @@ from exporter.modus.errors import ApiError
 from exporter.watch import Watched
 
 VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # a file or a directory, before those of OpenSSL
-NAMED_BY = ", ".join(("modus.ca_file", *VARIABLES, "SSL_CERT_FILE", "SSL_CERT_DIR"))
 
 log = logging.getLogger("exporter.modus.client")
 
 
-def bundle(ca_file: str | None, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Files and directories of CA certificates: of the configuration, the environment, or certifi."""
-    chosen = next(filter(None, (ca_file, *map(environ.get, VARIABLES))), None)
-    if chosen:
-        return [chosen]
-    folders = environ.get("SSL_CERT_DIR", "").split(os.pathsep)
-    return list(filter(None, (environ.get("SSL_CERT_FILE"), *folders))) or [certifi.where()]
+def bundle(ca_file: str | None, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Files and directories of CA certificates, each with what names it, a key or a variable."""
+    for name, chosen in (("modus.ca_file", ca_file), *((name, environ.get(name)) for name in VARIABLES)):
+        if chosen:
+            return {chosen: name}
+    files = {environ.get("SSL_CERT_FILE", ""): "SSL_CERT_FILE"}
+    folders = dict.fromkeys(environ.get("SSL_CERT_DIR", "").split(os.pathsep), "SSL_CERT_DIR")
+    found = {path: name for path, name in (files | folders).items() if path}
+    return found or {certifi.where(): "the package certifi"}
 
 
 class Trust:
@@ -35,10 +36,10 @@ class Trust:
     changes nothing but one line in the log.
     """
 
-    def __init__(self, paths: list[str], socket_class: type[ssl.SSLSocket]) -> None:
+    def __init__(self, paths: Mapping[str, str], socket_class: type[ssl.SSLSocket]) -> None:
         self._paths, self._socket_class = paths, socket_class
         self._lock = threading.Lock()
-        self._watched = Watched(paths)  # before reading: a change in between shows next time
+        self._watched = Watched(list(paths))  # before reading: a change in between shows next time
         self._context = self._load()
 
     def context(self) -> ssl.SSLContext:
@@ -63,13 +64,13 @@ class Trust:
         # as curl and openssl do: any certificate may be trusted, and companies' CAs are not strict
         context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
         context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_STRICT
-        for path in self._paths:
+        for path, name in self._paths.items():
             try:
                 context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
             except (OSError, ValueError) as exc:
-                text = getattr(exc, "strerror", None) or exc
-                what = f"cannot read the CA bundle {path}: {text}"
-                raise ApiError("connection", what, hint=f"see which of these names it: {NAMED_BY}") from None
+                system = None if isinstance(exc, ssl.SSLError) else getattr(exc, "strerror", None)
+                what = f"cannot read the CA bundle {path}: {system or 'it holds no certificate in PEM'}"
+                raise ApiError("connection", what, hint=f"check {name}") from None
         return context
 
 

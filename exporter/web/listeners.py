@@ -51,7 +51,7 @@ def parse(texts: Sequence[str]) -> list[Address]:
 def _parsed(text: str) -> Address:
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not colon or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+    if not colon or "/" in host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
         raise WebError(f"{FLAG}: expected host:port or :port, got {text!r}")
     return Address(host, int(port))
 

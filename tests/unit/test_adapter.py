@@ -440,14 +440,25 @@ def test_a_ca_file_that_goes_bad_leaves_the_one_in_force_with_one_line(
     assert [record.getMessage() for record in caplog.records] == ["the CA certificates in use stay"] * 2
 
 
-@pytest.mark.parametrize("text", [None, "no certificate"])
-def test_a_ca_file_that_cannot_be_read_is_one_clear_error(api, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [(None, "No such file or directory"), ("no certificate", "it holds no certificate in PEM")],
+)
+@pytest.mark.parametrize(
+    "name", ["modus.ca_file", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"]
+)
+def test_a_ca_file_that_cannot_be_read_is_one_line_with_what_names_it(
+    api, tmp_path, monkeypatch, name, text, says
+):
     file = tmp_path / "bundle.pem"
     if text:
         file.write_text(text)
-    with pytest.raises(ApiError, match=r"cannot read the CA bundle .*bundle\.pem: ") as caught:
-        api.connect("https://127.0.0.1:1", ca_file=str(file))
+    if name != "modus.ca_file":
+        monkeypatch.setenv(name, str(file))
+    with pytest.raises(ApiError) as caught:
+        api.connect("https://127.0.0.1:1", ca_file=str(file) if name == "modus.ca_file" else None)
     assert caught.value.reason == "connection"
+    assert caught.value.line == f"cannot read the CA bundle {file}: {says}: check {name}"
 
 
 def test_a_ca_as_openssl_and_curl_accept_it_is_accepted_by_every_python(api, tmp_path):
@@ -554,7 +565,7 @@ def test_an_https_proxy_that_nobody_vouches_for_is_not_used(api, server_tls, mon
     proxy = api.serve(tls=server_tls)
     monkeypatch.setenv("https_proxy", proxy.url)
     error = error_of(api.connect("https://127.0.0.1:1"))
-    assert "the proxy: TLS: certificate not accepted" in str(error)
+    assert f"the proxy {proxy.url.removeprefix('https://')}: TLS: certificate not accepted" in str(error)
     assert error.hint == "if it is the company's own, set modus.ca_file"
     assert not proxy.requests
 
@@ -571,7 +582,7 @@ def test_a_proxy_that_refuses_the_tunnel_says_which_and_why(api, monkeypatch):
     monkeypatch.setenv("https_proxy", proxy.url.replace("//", "//user:hidden@"))
     error = error_of(api.connect("https://127.0.0.1:1"))
     assert error.reason == "connection"
-    assert "the proxy: Tunnel connection failed: 407" in str(error)
+    assert f"the proxy {proxy.url.removeprefix('http://')}: Tunnel connection failed: 407" in str(error)
     assert "hidden" not in str(error)
 
 
@@ -583,7 +594,9 @@ def test_a_proxy_that_is_not_there_is_told_from_an_api_that_is_not(api, monkeypa
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
     for scheme in ("http", "https"):
         error = error_of(api.connect(f"{scheme}://api.invalid"))
-        assert "the proxy: connection refused: check https_proxy and http_proxy" in error.line
+        assert (
+            f"the proxy 127.0.0.1:{port}: connection refused: check https_proxy and http_proxy" in error.line
+        )
 
 
 def test_a_socks_proxy_is_refused_rather_than_passed_by(api, monkeypatch):

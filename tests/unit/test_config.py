@@ -134,7 +134,7 @@ MISTAKES = {
     "expected text that is not empty, got '${NOTHING}'",
     "variable_as_key": "line 2: expected a key like base_url",
     "variable_without_name_in_a_list": "line 1: expected ',' or ']', but got '{'",
-    "base_url_of_a_file": URL,
+    "base_url_of_a_file": "modus.base_url: expected an http(s) URL: begin it with https://",
     "base_url_with_impossible_port": URL,
     "base_url_with_broken_address": URL,
     "variable_not_set": "state.path: the environment variable NOT_SET is not set",
@@ -399,7 +399,7 @@ def test_the_token_is_the_api_key_of_the_environment_without_the_line_feed_of_a_
 def test_without_a_token_both_ways_to_give_one_are_named(tmp_path, text, environ):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    expected = "modus.token: set the environment variable MODUS_API_KEY, or give modus.token_file"
+    expected = "modus.token: set MODUS_API_KEY, give modus.token_file, or try --demo"
     assert refused(path, environ) == expected
 
 
@@ -495,7 +495,7 @@ def test_without_a_file_and_a_key_all_ways_out_are_named(environ):
 def test_a_mistake_in_the_environment_is_told_without_its_value():
     with pytest.raises(ConfigError) as caught:
         defaults({"MODUS_API_KEY": "key", "MODUS_BASE_URL": "https://u:hunter2@x"})
-    assert str(caught.value) == f"without a configuration file: {URL}"
+    assert str(caught.value) == f"without a configuration file: {URL}, got ${{MODUS_BASE_URL}}"
 
 
 # --- a path said twice ---
@@ -533,14 +533,25 @@ def test_any_two_paths_can_be_compared_and_none_is_no_path(tmp_path):
 def test_a_bad_base_url_of_the_environment_is_not_shown(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("agents: [42]")
-    assert refused(path, {**ENVIRON, "MODUS_BASE_URL": "https://u:hunter2@x"}) == URL
+    assert (
+        refused(path, {**ENVIRON, "MODUS_BASE_URL": "https://u:hunter2@x"})
+        == f"{URL}, got ${{MODUS_BASE_URL}}"
+    )
 
 
 def test_a_variable_with_a_control_character_is_refused_and_not_shown(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("agents: [42]")
     error = refused(path, {"MODUS_API_KEY": "hunter2\r\nX-Evil: 1"})
-    assert error == "modus.token: expected text without control characters"
+    assert error == "modus.token: expected text without control characters, got ${MODUS_API_KEY}"
+
+
+@pytest.mark.parametrize("token", ["Bearer modus_pat_hunter2", " ", "hünter2"])
+def test_a_token_of_the_environment_that_is_none_is_said_to_come_from_there(token):
+    with pytest.raises(ConfigError) as caught:
+        defaults({"MODUS_API_KEY": token})
+    expected = "modus.token: expected a token in printable ASCII without spaces, got ${MODUS_API_KEY}"
+    assert str(caught.value) == f"without a configuration file: {expected}"
 
 
 # --- secrets ---
