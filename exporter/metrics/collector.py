@@ -13,7 +13,8 @@ from prometheus_client.registry import Collector
 from exporter import __version__
 from exporter.deadline import Deadline
 from exporter.log import fields
-from exporter.metrics.exposition import describe, families
+from exporter.metrics.bound import BoundCollector
+from exporter.metrics.exposition import describe
 from exporter.metrics.readerrors import ReadErrors
 from exporter.metrics.settings import Settings
 from exporter.metrics.snapshot import agent_snapshot
@@ -91,7 +92,7 @@ class RunsCollector(Collector):
         """The families of a scrape within the default timeout."""
         return self.within(None).collect()
 
-    def within(self, timeout: float | None) -> "BoundCollector":
+    def within(self, timeout: float | None) -> BoundCollector:
         """A collector for one caller who waits `timeout` seconds; None is the default timeout."""
         return BoundCollector(self, timeout)
 
@@ -286,22 +287,3 @@ class RunsCollector(Collector):
             reloaded=reloaded,
             usage=usage_snapshot(self._usage, used, self._settings.usage, ids, now),
         )
-
-
-class BoundCollector(Collector):
-    """The collector for one caller who waits `timeout` seconds (None: the default timeout)."""
-
-    def __init__(self, collector: RunsCollector, timeout: float | None) -> None:
-        self._collector = collector
-        self._timeout = timeout
-
-    def describe(self) -> Iterable[Metric]:
-        """The families without samples."""
-        return describe()
-
-    def collect(self) -> Iterable[Metric]:
-        """The families of a scrape within that time; what follows it is timed for the next scrapes."""
-        scrape, began = self._collector.read(self._timeout), time.monotonic()
-        snapshot = self._collector.snapshot(scrape)
-        yield from families(snapshot)
-        self._collector.note_tail(time.monotonic() - began, len(snapshot.agents))

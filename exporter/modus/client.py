@@ -5,8 +5,7 @@ import random
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable
 
 import requests
 import urllib3
@@ -15,15 +14,16 @@ from exporter import __version__
 from exporter.deadline import Deadline
 from exporter.modus import decode
 from exporter.modus.adapter import Exchange, ModusAdapter
+from exporter.modus.answer import Answer, Call, Decoded, read
 from exporter.modus.apiclock import ApiClock, http_date
 from exporter.modus.body import LARGEST, Bodies, Room, allowed
 from exporter.modus.contact import Contact
-from exporter.modus.errors import REFUSED, ApiError, BodyTooLargeError, Fault, broken, excerpt, refusal
+from exporter.modus.errors import REFUSED, ApiError, BodyTooLargeError, Fault, broken
 from exporter.modus.model import AgentsPage, Run, RunsPage
 from exporter.modus.pacing import Pause, RateLimit, Retries
 from exporter.modus.requeststats import ApiStats, RequestStats
 from exporter.modus.routes import Routes
-from exporter.modus.secret import Secret, secret_of
+from exporter.modus.secret import secret_of
 from exporter.modus.urls import api_base, encoded
 from exporter.modus.usage import Grouping, UsageReport, decode_report, iso
 
@@ -34,28 +34,6 @@ HEADERS = {
 }
 BESIDE = 2  # connections for what is asked beside the scrapes
 FIRST_BYTE = 1 / 3  # of the time that is left: what an idle connection gets before it is taken for dead
-
-Decoded = TypeVar("Decoded")
-
-
-class _Call(NamedTuple, Generic[Decoded]):
-    """What is asked for, and what is to be made of the answer."""
-
-    operation: str
-    suffix: str  # of the route
-    decode: Callable[[bytes], Decoded]
-    most: int  # bytes of the answer
-    agent_id: int  # -1: none
-    route: str | None = None  # None: that of agents, whichever works
-
-
-class _Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    now: float  # the API's clock, Unix seconds
-    skew: float  # by how much it is ahead of ours, seconds
-    silenced: bool  # it asked for silence
 
 
 class ModusClient:
@@ -139,7 +117,7 @@ class ModusClient:
             "approvalScope": approval_scope,
             "timeframe": timeframe,
         }
-        call = _Call(
+        call = Call(
             "list_runs",
             f"/{agent_id}/runs{encoded(query)}",
             lambda body: decode.runs_page(body, page_size),
@@ -159,7 +137,7 @@ class ModusClient:
         """One run; without `temporal_run_id` the newest of its workflow id (operation get_run)."""
         path = f"/{agent_id}/runs/{urllib.parse.quote(workflow_id, safe='')}"
         query = encoded({"temporalRunId": temporal_run_id})
-        return self._ask(_Call("get_run", path + query, decode.one_run, allowed(1), agent_id), deadline)[0]
+        return self._ask(Call("get_run", path + query, decode.one_run, allowed(1), agent_id), deadline)[0]
 
     def agents(
         self,
@@ -178,7 +156,7 @@ class ModusClient:
                 "view": "active" if with_variation else None,
             }
         )
-        call = _Call(
+        call = Call(
             "list_agents", query, lambda body: decode.agents_page(body, page_size), allowed(page_size), -1
         )
         return self._ask(call, deadline)[0]
@@ -186,7 +164,7 @@ class ModusClient:
     def usage(self, grouping: Grouping, since: float, until: float, *, deadline: Deadline) -> UsageReport:
         """What was used in each hour from `since` until before `until`, in Unix seconds."""
         query = {"since": iso(since), "until": iso(until), "rollup": "hour", "group_by": grouping}
-        call = _Call("get_usage", encoded(query), decode_report, LARGEST, -1, "usage")
+        call = Call("get_usage", encoded(query), decode_report, LARGEST, -1, "usage")
         return self._ask(call, deadline)[0]
 
     @property
@@ -202,10 +180,10 @@ class ModusClient:
         """Close the connections; calls from now on are `connection` errors."""
         self._session.close()
 
-    def _ask(self, call: "_Call[Decoded]", deadline: Deadline) -> "tuple[Decoded, _Answer]":
+    def _ask(self, call: "Call[Decoded]", deadline: Deadline) -> "tuple[Decoded, Answer]":
         """What the answer holds, and the answer, by the route that works and through retries."""
 
-        def by(route: str) -> tuple[Decoded, _Answer]:
+        def by(route: str) -> tuple[Decoded, Answer]:
             self._rate_limit.wait(deadline)
             until = deadline.within(self._timeout)
             return self._retries.ask(lambda fresh: self._once(call, route, fresh, until, deadline), until)
@@ -219,8 +197,8 @@ class ModusClient:
         return found
 
     def _once(
-        self, call: "_Call[Decoded]", route: str, fresh: bool, until: Deadline, deadline: Deadline
-    ) -> "tuple[Decoded, _Answer]":
+        self, call: "Call[Decoded]", route: str, fresh: bool, until: Deadline, deadline: Deadline
+    ) -> "tuple[Decoded, Answer]":
         """One request. Errors are raised outside of except blocks: none drags the request's headers along."""
         url = f"{self._base}{route}{call.suffix}"
         where = f"GET {url.partition('?')[0]}"
@@ -235,7 +213,7 @@ class ModusClient:
         room = self._bodies.room()
         try:
             answer = self._exchange(call, url, token, exchange, room, deadline)
-            got = answer if isinstance(answer, Fault) else _read(answer, call, secret_of(token))
+            got = answer if isinstance(answer, Fault) else read(answer, call, secret_of(token))
         finally:
             room.leave()
         if not isinstance(got, Fault):
@@ -244,17 +222,17 @@ class ModusClient:
 
     def _exchange(
         self,
-        call: "_Call[Decoded]",
+        call: "Call[Decoded]",
         url: str,
         token: str,
         exchange: Exchange,
         room: Room,
         deadline: Deadline,
-    ) -> _Answer | Fault:
+    ) -> Answer | Fault:
         """Send one request and read its answer whole, or say why there is none; either is counted."""
         begin = self._monotonic()
         try:
-            answer: _Answer | Fault = self._send(call, url, token, exchange, room)
+            answer: Answer | Fault = self._send(call, url, token, exchange, room)
         except (
             OSError,  # the errors of requests are of this kind too
             http.client.HTTPException,
@@ -267,7 +245,7 @@ class ModusClient:
         self.requests_so_far.count(call.operation, code, self._monotonic() - begin)
         return answer
 
-    def _send(self, call: "_Call[Decoded]", url: str, token: str, exchange: Exchange, room: Room) -> _Answer:
+    def _send(self, call: "Call[Decoded]", url: str, token: str, exchange: Exchange, room: Room) -> Answer:
         request = requests.PreparedRequest()
         request.method, request.url = "GET", url
         request.headers = HEADERS | {"Authorization": f"Bearer {token}"}  # type: ignore[assignment]
@@ -280,7 +258,7 @@ class ModusClient:
                 status, headers.get("Retry-After", ""), http_date(date) or ours
             )
             body = secret_of(token).redacted(room.read(response.raw, call.most, exchange.deadline))
-            return _Answer(status, headers, body, ours + skew, skew, silenced)
+            return Answer(status, headers, body, ours + skew, skew, silenced)
         finally:
             response.raw.close()  # keeps the connection if the body was read to its end
 
@@ -289,17 +267,3 @@ class ModusClient:
         if deadline.passed():
             return Fault("deadline", "no whole answer within the scrape's deadline")
         return Fault("timeout", f"no whole answer within {self._timeout:g} s (modus.timeout)")
-
-
-def _read(answer: _Answer, call: "_Call[Decoded]", secret: Secret) -> "tuple[Decoded, _Answer] | Fault":
-    """What the answer holds, or why it is of no use."""
-    if answer.status != 200:
-        fault = refusal(answer.status, answer.headers, answer.body, secret)
-        return fault._replace(
-            status=answer.status, transient=fault.reason == "server_error" and not answer.silenced
-        )
-    try:
-        return call.decode(answer.body), answer
-    except (ValueError, RecursionError) as exc:
-        text = f"{secret.quoted(str(exc))}: {excerpt(answer.headers, answer.body, secret)}"
-        return Fault("bad_response", text, status=200, too_large=isinstance(exc, BodyTooLargeError))
