@@ -36,8 +36,10 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/interpreter
 	@touch $@ $(VENV)/.run
 
 run: $(VENV)/.run  ## run the exporter: config.yaml when MODUS_API_KEY is set, else the demo fleet
-	@if [ -n "$$MODUS_API_KEY" ]; then exec $(BIN)/python -m exporter; \
-	else echo "MODUS_API_KEY is not set: starting the demo fleet" >&2; exec $(BIN)/python -m exporter --demo; fi
+	@[ -n "$$MODUS_API_KEY" ] || echo "MODUS_API_KEY is not set: starting the demo fleet." >&2
+	@echo "Look at the url= of the line 'listening' next, http://localhost:10371/ by default, and at /metrics there." >&2
+	@echo "With Prometheus, alerts and dashboards: docker compose up --build --wait. Ctrl-C ends it." >&2
+	@exec $(BIN)/python -m exporter $$([ -n "$$MODUS_API_KEY" ] || echo --demo)
 
 # once for each .venv: `make clean` has it tried again
 $(VENV)/servers: | $(VENV)/interpreter

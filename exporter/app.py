@@ -63,7 +63,7 @@ class App:
         self._client = connect(config)
         self._reloaded = (True, time.time())
         self._ledger = Ledger(
-            config.state.path,
+            config.state.file,
             config.histogram.buckets,
             lookback=config.runs.lookback,
             shard=shard,
@@ -103,7 +103,7 @@ class App:
             api=self._client.host,
             agents=len(self._config.agents),
             discovery=self._config.discovery.enabled,
-            state=self._config.state.path or "in memory",
+            state=self._config.state.file or "in memory",
         )
         log.info("starting", extra=extra)
 
@@ -118,14 +118,13 @@ class App:
 
     def status(self) -> Status:
         """What there is to see; may be called in any thread."""
-        path = self._config.state.path
         return Status(
             now=time.time(),
             api=self._client.host,
             contact=self._client.contact,
             newest=self.collector.newest,
             known=self._ledger.agents(),
-            state_path=path and os.path.abspath(path),
+            state_path=self._config.state.file,
             state_up=self.collector.ledger_up,
             reload_successful=self._reloaded[0],
             reloaded=self._reloaded[1],

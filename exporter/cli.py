@@ -164,17 +164,20 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
     web_config = WebConfigFile(args.web_config_file)
     read_config = demo(stack) if args.demo else lambda: _read_config(args.config_file)
     shard = args.shard, args.total_shards
+    config = read_config()
     if args.config_check or args.audit:
-        config = read_config()
         chosen, client = settings(config, shard), connect(config)
         if args.audit:
-            what = chosen.selection, chosen.limits, chosen.concurrency, config.state.path
+            what = chosen.selection, chosen.limits, chosen.concurrency, config.state.file
             return audit.run(client, *what, sys.stdout)
         return check.run(client, chosen.selection, chosen.concurrency, chosen.limits.timeframe, sys.stdout)
     opened = listeners.open_listeners(addresses, systemd_socket=args.web_systemd_socket)
     for listener in opened:
         stack.enter_context(listener)
-    app = App(read_config, shard=shard, reset_histogram=args.state_reset_histogram)
+    read = iter((config,))  # once is enough, and more than a pipe can give
+    app = App(
+        lambda: next(read, None) or read_config(), shard=shard, reset_histogram=args.state_reset_histogram
+    )
     stack.callback(app.close)
     app.log_start()
     app.greet()

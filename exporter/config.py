@@ -101,6 +101,11 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     path: Text | None = "data/modus-exporter.db"
 
+    @property
+    def file(self) -> str | None:
+        """Its absolute path, so that what is said of it names the directory."""
+        return self.path and os.path.abspath(self.path)
+
 
 class Scrape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The time a scrape may take, and how young the last one must be to be served again."""

@@ -100,7 +100,7 @@ def test_a_state_file_in_a_place_that_cannot_be_is_one_line_and_exit_code_1(
 ) -> None:
     file = Path(config(tmp_path, modus))
     file.write_text(file.read_text().replace("path: null", "path: /dev/null/state.db"))
-    done = run("--config.file", str(file))
+    done = run("--config.file", str(file), "--web.listen-address", "127.0.0.1:0")
     assert done.returncode == 1
     assert done.stderr.startswith("modus-exporter: /dev/null/state.db: ")
     assert len(done.stderr.splitlines()) == 1
@@ -354,7 +354,7 @@ def test_a_second_exporter_on_one_state_file_or_address_is_refused_with_one_line
     file = Path(config(tmp_path, modus))
     file.write_text(file.read_text().replace("path: null", f"path: '{tmp_path}/state.db'"))
     with exporter(tmp_path, "--config.file", str(file)) as first:
-        second = run("--config.file", str(file))
+        second = run("--config.file", str(file), "--web.listen-address", "127.0.0.1:0")
         assert second.returncode == 1
         assert second.stderr.startswith(f"modus-exporter: {tmp_path}/state.db: ")
         assert len(second.stderr.splitlines()) == 1
@@ -423,3 +423,123 @@ def test_a_log_names_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
     assert running.stop() == 0
     assert "401" in running.said()
     assert "secret" not in running.said()
+
+
+# --- what goes wrong: one line that says what, where and what to do ---
+
+
+def said(*flags: str, directory: Path, **env: str) -> tuple[int, str]:
+    """Exit code and the one line that it says, in an empty directory and on no terminal."""
+    command = [sys.executable, "-m", "exporter", *flags]
+    env = {"PATH": "", "PYTHONPATH": str(ROOT), **env}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=directory, env=env)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("time=")]
+    assert len(lines) == 1, lines
+    return done.returncode, lines[0].removeprefix("modus-exporter: ")
+
+
+def test_without_key_and_file_the_line_names_all_three_ways_to_start(tmp_path: Path) -> None:
+    for flags in ([], ["--config.check"], ["--audit"]):
+        code, line = said(*flags, directory=tmp_path)
+        assert code == 2
+        assert line == "no configuration: set MODUS_API_KEY, name a file with --config.file, or try --demo"
+
+
+KEY = {"MODUS_API_KEY": "modus_pat_key"}
+AWAY = {**KEY, "MODUS_BASE_URL": "http://127.0.0.1:9"}
+
+
+NOT_LISTED = "the agents cannot be listed: GET"
+DEFAULTS = "without a configuration file: modus"
+MISTAKES = [
+    (
+        ["--audit"],
+        AWAY,
+        1,
+        "{cwd}/data/modus-exporter.db: there is no state file yet: "
+        "start the exporter first, or check state.path",
+    ),
+    (
+        ["--audit", "--demo"],
+        {},
+        2,
+        "--audit: the demo keeps nothing that could be compared; see modus-exporter --help",
+    ),
+    (
+        ["--config.check"],
+        AWAY,
+        1,
+        f"{NOT_LISTED} http://127.0.0.1:9/api/v1/agents: connection refused: "
+        "check modus.base_url, the network and the proxy",
+    ),
+    (
+        ["--config.check"],
+        {**KEY, "https_proxy": "http://u:hidden@127.0.0.1:9"},
+        1,
+        f"{NOT_LISTED} https://api.getmodus.com/api/v1/agents: the proxy 127.0.0.1:9: connection refused: "
+        "check https_proxy and http_proxy",
+    ),
+    (
+        ["--config.check"],
+        {**KEY, "https_proxy": "socks5://127.0.0.1:9"},
+        1,
+        "SOCKS proxies are not supported: name an HTTP proxy in https_proxy",
+    ),
+    (
+        ["--config.check"],
+        {**KEY, "MODUS_BASE_URL": "api.getmodus.com"},
+        2,
+        DEFAULTS + ".base_url: expected an http(s) URL: write https:// in front, got ${{MODUS_BASE_URL}}",
+    ),
+    (
+        ["--config.check"],
+        {**KEY, "SSL_CERT_FILE": "/no/such.pem"},
+        1,
+        "cannot read the CA bundle /no/such.pem: No such file or directory: check SSL_CERT_FILE",
+    ),
+    (
+        ["--config.check"],
+        {"MODUS_API_KEY": "one\ntwo"},
+        2,
+        DEFAULTS + ".token: expected text without control characters, got ${{MODUS_API_KEY}}",
+    ),
+    (
+        ["--config.check"],
+        {"MODUS_API_KEY": "Bearer x"},
+        2,
+        DEFAULTS + ".token: expected a token in printable ASCII without spaces, got ${{MODUS_API_KEY}}",
+    ),
+    (["--config.file", "."], KEY, 2, ".: cannot read the file: Is a directory"),
+    (["--web.config.file", "."], KEY, 2, ".: cannot read the file: it is not a regular file"),
+    (
+        [],
+        {"MODUS_EXPORTER_SHARD": "x"},
+        2,
+        "MODUS_EXPORTER_SHARD: argument --shard: expected a whole number from 0 on, got 'x'; "
+        "see modus-exporter --help",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "env", "code", "line"), MISTAKES, ids=[line for *_, line in MISTAKES])
+def test_a_mistake_that_newcomers_make_is_one_line(
+    tmp_path: Path, flags: list[str], env: dict[str, str], code: int, line: str
+) -> None:
+    assert said(*flags, directory=tmp_path, **env) == (code, line.format(cwd=tmp_path))
+
+
+def test_a_time_frame_that_the_api_refuses_is_found_by_the_check(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    modus.fault = lambda request: modus.error(400) if request.query.get("timeframe") else None
+    file = config(tmp_path, modus, "agents: [101]\nruns: {timeframe: last_dya}")
+    done = run("--config.check", "--config.file", file)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1].endswith(": the API refuses what is asked: check runs.timeframe")
+
+
+def test_a_base_url_with_the_apis_own_path_is_understood(modus: SimulatedModus, tmp_path: Path) -> None:
+    file = Path(config(tmp_path, modus))
+    for path in ("/api", "/api/v1", "/api/v1/"):
+        file.write_text(f"modus: {{base_url: '{modus.url}{path}', token: demo}}\nagents: [101]\n")
+        assert run("--config.check", "--config.file", str(file)).returncode == 0
