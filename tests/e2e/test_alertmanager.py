@@ -18,6 +18,7 @@ RECEIVERS = ("pager", "tickets", "log", "nobody")  # empty as shipped
 DOWN = {"alertname": "ModusExporterDown", "severity": "critical", "job": "modus"}
 ONE_DOWN = {"alertname": "ModusExporterDown", "severity": "warning", "job": "modus", "instance": "b"}
 NOTHING = {"alertname": "ModusNothingToRead", "severity": "critical", "job": "modus"}
+USAGE = {"alertname": "ModusUsageUnreadable", "severity": "warning", "job": "modus"}
 UNREACHABLE = {"alertname": "ModusApiUnreachable", "severity": "critical", "job": "modus"}
 TOKEN = {"alertname": "ModusTokenRejected", "severity": "critical", "job": "modus"}
 AGENT = {"severity": "warning", "job": "modus", "agent_id": "105", "agent_name": "Contract review"}
@@ -102,19 +103,19 @@ def by_name(alerts):
     ("posted", "silenced"),
     [
         pytest.param(
-            [STUCK, STALE, UNREACHABLE, NOTHING, DOWN],
-            [STUCK, STALE, UNREACHABLE, NOTHING],
+            [STUCK, STALE, UNREACHABLE, NOTHING, USAGE, DOWN],
+            [STUCK, STALE, UNREACHABLE, NOTHING, USAGE],
             id="exporter down",
         ),
         pytest.param(
-            [STUCK, STALE, BURN_FAST, NOTHING, UNREACHABLE],
-            [STUCK, STALE, BURN_FAST, NOTHING],
+            [STUCK, STALE, BURN_FAST, NOTHING, USAGE, UNREACHABLE],
+            [STUCK, STALE, BURN_FAST, NOTHING, USAGE],
             id="API unreachable",
         ),
         pytest.param([STUCK, OTHER_AGENT, STALE], [STUCK], id="stale data of one agent"),
         pytest.param(
-            [STUCK, OTHER_AGENT, STALE, NOTHING, TOKEN],
-            [STUCK, STALE, NOTHING],
+            [STUCK, OTHER_AGENT, STALE, NOTHING, USAGE, TOKEN],
+            [STUCK, STALE, NOTHING, USAGE],
             id="token rejected for one agent's data",
         ),
         pytest.param([STUCK, ONE_DOWN], [], id="one of several exporters down"),

@@ -35,6 +35,7 @@ ALERTS = {
     "ModusApiUnreachable",
     "ModusTokenRejected",
     "ModusApiRateLimited",
+    "ModusUsageUnreadable",
     "ModusDataStale",
     "ModusBacklog",
     "ModusRunsMissed",
