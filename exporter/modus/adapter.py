@@ -6,12 +6,13 @@ one pool, one TLS context, one proxy. The deadline travels as the `timeout` of t
 
 import contextlib
 import errno
-import http.client
 import math
 import os
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -21,6 +22,7 @@ from urllib3.util.wait import wait_for_write
 from exporter.deadline import Deadline
 from exporter.modus.errors import ApiError, SilentConnectionError
 from exporter.modus.pacing import SLICE
+from exporter.modus.response import Response
 from exporter.modus.tls import Trust, bundle
 
 KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
@@ -81,19 +83,23 @@ class _Patient:
     connection: Any  # the one that the socket is of: it knows the exchange of the moment
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        exchange, receive = self.connection.exchange, super().recv_into  # type: ignore[misc]
+        size: int = self._patiently(super().recv_into, buffer, nbytes or 0)  # type: ignore[misc]
+        return size
+
+    def recv(self, bufsize: int = 1024, flags: int = 0) -> bytes:
+        data: bytes = self._patiently(super().recv, bufsize)  # type: ignore[misc]
+        return data
+
+    def _patiently(self, receive: Callable[..., Any], *args: Any) -> Any:
+        exchange = self.connection.exchange
         while True:
             self.settimeout(exchange.wait())  # type: ignore[attr-defined]
             try:
-                size: int = receive(buffer, nbytes or 0, flags)
+                received = receive(*args)
             except TimeoutError:
                 continue
             exchange.answered()
-            return size
-
-    def recv(self, bufsize: int = 1024, flags: int = 0) -> bytes:
-        buffer = bytearray(bufsize)
-        return bytes(buffer[: self.recv_into(buffer, flags=flags)])
+            return received
 
 
 class _Socket(_Patient, socket.socket):
@@ -108,17 +114,10 @@ class _TlsSocket(_Patient, ssl.SSLSocket):
                 return super().do_handshake(block)
 
 
-class _Response(http.client.HTTPResponse):
-    def begin(self) -> None:
-        super().begin()
-        if self.msg.defects:  # urllib3 would log the headers, whatever is in them, and go on without some
-            raise http.client.HTTPException("malformed headers")
-
-
 class _Connection:
-    """What both kinds of connection do in their own way: connect, and take an exchange for a timeout."""
+    """What both kinds of connection do in their own way: connect, ask, and take an exchange for a timeout."""
 
-    response_class: Any = _Response
+    authority: str  # of the API: what `Host` says
     sock: Any
     exchange: Exchange | None = None
 
@@ -135,6 +134,21 @@ class _Connection:
                 self.close()  # type: ignore[attr-defined]
             elif self.sock is not None:
                 value.reuse()
+
+    def request(self, method: str, url: str, body: Any = None, headers: Any = None, **_: Any) -> None:
+        """Send a request without a body, at once."""
+        lines = [f"{method} {url} HTTP/1.1", f"Host: {self.authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if not (text := "".join(lines)).isascii() or not text.isprintable():
+            raise requests.exceptions.InvalidHeader("characters that no line of a request can have")
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]
+        self.sock.settimeout(self.timeout)
+        self.sock.sendall("\r\n".join([*lines, "", ""]).encode())
+
+    def getresponse(self) -> Any:
+        """The answer, as far as its headers."""
+        return Response(self.sock.recv)
 
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that answers; each gets its share of the time that is left."""
@@ -171,13 +185,15 @@ def _connect(sock: socket.socket, address: Any, deadline: Deadline) -> None:
 
 
 class _Http(_Connection, urllib3.connection.HTTPConnection):
-    pass
+    def __init__(self, *args: Any, authority: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.authority = authority
 
 
 class _Https(_Connection, urllib3.connection.HTTPSConnection):
-    def __init__(self, *args: Any, trust: Trust, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, authority: str, trust: Trust, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._trust = trust
+        self.authority, self._trust = authority, trust
 
     def connect(self) -> None:
         """Connect with the CA certificates of now, to the proxy too."""
@@ -217,6 +233,7 @@ class ModusAdapter(HTTPAdapter):
         pool: Any = super().get_connection_with_tls_context(request, True, proxies)
         pool.ConnectionCls = _Https if pool.scheme == "https" else _Http
         pool.conn_kw["socket_options"] = _socket_options()
+        pool.conn_kw["authority"] = urlsplit(base_url).netloc.rpartition("@")[2]
         if pool.scheme == "https":
             pool.conn_kw["trust"] = Trust(bundle(ca_file), _TlsSocket)
         self.proxy = f"{pool.proxy.host}:{pool.proxy.port}" if pool.proxy else ""
