@@ -36,6 +36,7 @@ from exporter.modus.errors import ApiError
 from exporter.runs.greeting import greet
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
+from exporter.runs.runlog import RunLog
 from exporter.runs.threads import KeptThreads
 from exporter.runs.usagereader import UsageSettings
 from exporter.scalars import Positive, Secret
@@ -203,6 +204,7 @@ def settings(config: Config, shard: tuple[int, int]) -> Settings:
         default_timeout=config.scrape.default_timeout,
         min_interval=config.scrape.min_interval,
         reconcile_interval=runs.reconcile_interval,
+        run_log=RunLog(runs.log, with_task_error=runs.log_task_error),
         usage=UsageSettings(
             config.usage.enabled if shard[0] == 0 else "false",  # one of the shards asks for all agents
             config.usage.refresh_interval,

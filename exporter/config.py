@@ -56,13 +56,18 @@ class Discovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the lists of runs are read; `max_pages` is per agent and scrape, `reconcile_interval` 0: never."""
+    """How the lists of runs are read; `max_pages` is per agent and scrape, `reconcile_interval` 0: never.
+
+    `log`: which ended runs get a line in the log, with what the task said when it failed if `log_task_error`.
+    """
 
     page_size: Annotated[int, Meta(ge=1, le=100)] = 100
     lookback: Positive = Positive(86_400)
     max_pages: Count = 20
     timeframe: Text | None = None
     reconcile_interval: Duration = Duration(3600)
+    log: Literal["off", "failed", "all"] = "off"
+    log_task_error: bool = False
 
 
 class AgentBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -63,7 +63,7 @@ def add(metric: Metric, row: Row, values: Sequence[str], point: Point, bounds: S
         metric.add_sample(f"{metric.name}_count", labels, float(cumulative[-1]))
         metric.add_sample(f"{metric.name}_sum", labels, point.value.sum)
     else:
-        metric.add_sample(row.name, labels, float(point.value))
+        metric.add_sample(row.name, labels, float(point.value), exemplar=exemplar(point.exemplar))
     if point.created is not None:
         metric.add_sample(f"{metric.name}_created", labels, point.created)
 

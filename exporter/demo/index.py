@@ -33,6 +33,7 @@ class SimulatedRun:
     waits_from: float = INF  # awaiting_human from then on
     trigger: str | None = "manual"
     visible_from: float = -INF  # when the index shows it: late, if this is after the start
+    reason: str | None = None  # why it did not complete, as its own route says
     mine: bool = False  # whether the token's owner is asked to approve it
     hidden: bool = False
     override: dict[str, object] = field(default_factory=dict)  # keys of its JSON to change or leave out

@@ -6,6 +6,7 @@ description; `SimulatedModus` says what is decided where these are silent.
 """
 
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -114,7 +115,7 @@ class SimulatedModus:
 
         `fields` are those of `SimulatedRun`: a `workflow_id` used before makes one more Temporal run of it.
         """
-        start, number = round(self.clock() if at is None else at, 3), next(self._run_numbers)
+        start, number = self._instant(at), next(self._run_numbers)
         ids = agent_id, f"wf_{agent_id}_run_{number}", stable_uuid(self.seed, agent_id, number)
         run = SimulatedRun(*ids, start, start + lasts)
         self.change(run, **fields)
@@ -122,7 +123,7 @@ class SimulatedModus:
 
     def end_run(self, run: SimulatedRun, status: str = "completed", *, at: float | None = None) -> None:
         """End a run now or `at`."""
-        self.change(run, outcome=status, end=round(self.clock() if at is None else at, 3))
+        self.change(run, outcome=status, end=self._instant(at))
 
     def vanish(self, run: SimulatedRun) -> None:
         """Take a run out of every list and count, at once and on all replicas."""
@@ -142,6 +143,10 @@ class SimulatedModus:
     def forget_tokens(self) -> None:
         """Refuse every page token that was handed out so far."""
         self._tokens_forgotten += 1
+
+    def _instant(self, at: float | None) -> float:
+        """An instant in whole milliseconds; now is never ahead of now."""
+        return math.floor(self.clock() * 1000) / 1000 if at is None else round(at, 3)
 
     def _advanced(self, agent_id: int) -> SimulatedAgent:
         agent = self.agents[agent_id]

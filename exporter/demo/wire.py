@@ -71,7 +71,8 @@ def single_run_json(run: SimulatedRun, agent: SimulatedAgent, status: str) -> di
     if isinstance(body, bytes):
         return body
     body["source"] = "live-query" if status in OPEN else "history"
-    return body | ({"taskError": "Upstream answered 502."} if status == "error" else {})
+    body |= {"statusReason": run.reason} if run.reason and status not in OPEN else {}
+    return body | ({"taskError": "Upstream answered 502."} if status == "error" and not run.reason else {})
 
 
 def slug_of(agent: SimulatedAgent) -> str:

@@ -157,7 +157,8 @@ class RunsCollector(Collector):
     def _use(self, api: "ModusClient", settings: Settings, earlier: Targets | None = None) -> None:
         self._api = api
         self._settings = settings
-        self._reader = AgentReader(api, settings.limits)
+        self._reader = AgentReader(api, settings.limits, asks_why=settings.run_log.which != "off")
+        self._ledger.run_log = settings.run_log
         threads = KeptThreads(settings.concurrency, "read", any_cpu())
         listing = settings.selection, threads, settings.default_timeout
         self._targets = Targets(api, self._ledger, *listing, earlier)

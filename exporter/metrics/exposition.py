@@ -128,11 +128,11 @@ class Family(Metric):
                     yield f"{name}_count{before}{after}{count}\n{name}_sum{before}{after}{total}\n"
                     if created is not None:
                         yield f"{created_name}{before}{after}{_number(created)}\n"
-                elif created is not None:
-                    first = _number(created)
-                    yield f"{name}{before}{after}{_number(value)}\n{created_name}{before}{after}{first}\n"
-                else:
-                    yield f"{name}{before}{after}{_number(value)}\n"
+                    continue
+                newest = _exemplar(point.exemplar) if openmetrics and point.exemplar else ""
+                yield f"{name}{before}{after}{_number(value)}{newest}\n"
+                if created is not None:
+                    yield f"{created_name}{before}{after}{_number(created)}\n"
 
     def _own_labels(self, values: tuple[str, ...]) -> tuple[str, list[str]]:
         """The row's own labels as text up to the value: of a point, and of each bucket of a histogram."""
@@ -155,7 +155,7 @@ class Family(Metric):
             yield Sample(f"{self.name}_count", labels, cumulative[-1])
             yield Sample(f"{self.name}_sum", labels, value.sum)
         else:
-            yield Sample(self.row.name, labels, value)
+            yield Sample(self.row.name, labels, value, None, _sample_exemplar(point.exemplar))
         if point.created is not None and self.snapshot.show_created:
             yield Sample(f"{self.name}_created", labels, point.created)
 

@@ -22,6 +22,7 @@ from exporter.metrics.exposition import LONGEST_RUN_ID, POINTS_PER_PIECE, Family
 from exporter.metrics.table import AGENT_LABEL, Snapshot
 from exporter.modus.model import printable
 
+OF_BUCKET, OF_COUNTER = "\x1a", "\x12"  # the field of an exemplar
 BYTES = "latin-1"
 COUNTER, GAUGE, SUMMARY, UNTYPED, HISTOGRAM, GAUGE_HISTOGRAM = range(6)  # the enum MetricType
 TYPES = {
@@ -84,6 +85,9 @@ class Writer:
                         created = "" if since is None else _timestamp("\x1a", since)
                         counter = f"\x1a{_varint(9 + len(created))}\x09"
                     content = f"{counter}{_number(value)}{created}"
+                    if (newest := point.exemplar) and len(newest.run_id) <= LONGEST_RUN_ID:
+                        amount = f"\x09{_number(value)}{_exemplar(newest, OF_COUNTER)}"
+                        content = _field("\x1a", amount + created)
                 size = len(agent) + len(labels) + len(content)
                 yield f'"{_varint(size)}{agent}{labels}{content}'
 
@@ -108,7 +112,9 @@ def _histogram(histogram: Histogram, bounds: Sequence[str]) -> str:
     buckets = list(map(add, map(_bucket, cumulative), bounds))
     for n, newest in enumerate(histogram.exemplars):
         if newest is not None and len(newest.run_id) <= LONGEST_RUN_ID:
-            buckets[n] = _field("\x1a", f"\x08{_varint(cumulative[n])}{bounds[n]}{_exemplar(newest)}")
+            buckets[n] = _field(
+                "\x1a", f"\x08{_varint(cumulative[n])}{bounds[n]}{_exemplar(newest, OF_BUCKET)}"
+            )
     totals = f"\x08{_varint(cumulative[-1])}\x11{_double(histogram.sum)}"
     zero = f"{_resolution(native.schema)}\x38{_varint(native.zero)}"
     return "".join((totals, *buckets, zero, _sparse(native), _timestamp("\x7a", histogram.created)))
@@ -148,11 +154,11 @@ def _span(offset: int, length: int) -> str:
     return _field("\x62", "\x08" + _signed(offset) + "\x10" + _varint(length))
 
 
-def _exemplar(newest: Exemplar) -> str:
+def _exemplar(newest: Exemplar, key: str) -> str:
     run_id = _encoded(newest.run_id)
     label = f"\x0a\x06run_id\x12{_varint(len(run_id))}{run_id}"
     at = _timestamp("\x1a", newest.at)
-    return _field("\x1a", f"\x0a{_varint(len(label))}{label}\x11{_double(newest.value)}{at}")
+    return _field(key, f"\x0a{_varint(len(label))}{label}\x11{_double(newest.value)}{at}")
 
 
 # --- those of prometheus_client ---

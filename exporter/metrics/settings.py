@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from exporter.modus.discovery import Selection
 from exporter.runs.reader import Limits
+from exporter.runs.runlog import RunLog
 from exporter.runs.usagereader import UsageSettings
 
 
@@ -18,5 +19,6 @@ class Settings:
     default_timeout: float
     min_interval: float
     reconcile_interval: float = 3600.0  # 0: never
+    run_log: RunLog = field(default_factory=RunLog)
     usage: UsageSettings = field(default_factory=UsageSettings)
     show_created: bool = False

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from exporter.histogram import Histogram
+from exporter.histogram import Exemplar, Histogram
 from exporter.metrics.usage import UsageSnapshot
 from exporter.modus.errors import REASONS
 from exporter.modus.model import OPEN_STATUSES, TOTAL_COUNT, label
@@ -78,6 +78,7 @@ class Point(msgspec.Struct, frozen=True, gc=False):
     labels: tuple[str, ...]
     value: float | Histogram
     created: float | None = None
+    exemplar: Exemplar | None = None  # of a counter
 
 
 Kind = Literal["gauge", "counter", "histogram"]
@@ -136,10 +137,15 @@ def _finished(agent: AgentSnapshot) -> list[Point]:
     if totals is None:
         return []
     return [
-        Point((status, trigger), n, totals.created)
+        Point((status, trigger), n, totals.created, totals.newest.get(status, {}).get(trigger))
         for status, by_trigger in totals.finished.items()
         for trigger, n in by_trigger.items()
     ]
+
+
+def _approval_timeouts(agent: AgentSnapshot) -> list[Point]:
+    totals = agent.totals
+    return [] if totals is None else [Point((), totals.approval_timeouts, totals.created)]
 
 
 def _missed(agent: AgentSnapshot) -> list[Point]:
@@ -209,6 +215,9 @@ TABLE = (
     Row("modus_agent_runs_missed_total", "counter",
         "Runs that are known to have been missed: they are in no other counter.", ("reason",),
         per_agent=_missed),
+    Row("modus_agent_approval_timeouts_total", "counter",
+        "Ended runs of which Modus says that an approval timed out; they are counted under their status too.",
+        per_agent=_approval_timeouts),
     Row("modus_agent_consecutive_failures", "gauge",
         "How many runs in a row, the last one by its end included, ended in error.",
         per_agent=lambda a: _maybe(a.consecutive_failures)),

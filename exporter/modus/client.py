@@ -19,7 +19,7 @@ from exporter.modus.apiclock import ApiClock, http_date
 from exporter.modus.body import LARGEST, Bodies, Room, allowed
 from exporter.modus.contact import Contact
 from exporter.modus.errors import REFUSED, ApiError, BodyTooLargeError, Fault, broken
-from exporter.modus.model import AgentsPage, Run, RunsPage
+from exporter.modus.model import AgentsPage, RunDetails, RunsPage
 from exporter.modus.pacing import Pause, RateLimit, Retries
 from exporter.modus.requeststats import ApiStats, RequestStats
 from exporter.modus.routes import Routes
@@ -133,7 +133,9 @@ class ModusClient:
         token = page.next_page_token or None
         return RunsPage(page.runs, page.counts, token, answer.now, answer.skew, page.malformed)
 
-    def run(self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: Deadline) -> Run:
+    def run(
+        self, agent_id: int, workflow_id: str, temporal_run_id: str | None, *, deadline: Deadline
+    ) -> RunDetails:
         """One run; without `temporal_run_id` the newest of its workflow id (operation get_run)."""
         path = f"/{agent_id}/runs/{urllib.parse.quote(workflow_id, safe='')}"
         query = encoded({"temporalRunId": temporal_run_id})

@@ -25,6 +25,7 @@ from exporter.modus.model import (
     AgentsPage,
     Label,
     Run,
+    RunDetails,
     Variation,
     kept_id,
 )
@@ -37,7 +38,7 @@ LARGEST_COUNT = 2**53
 LARGEST_ID = 2**63 - 1  # of an agent
 
 Page = TypeVar("Page", "RunItems", AgentsPage)
-Item = TypeVar("Item", Run, Agent)
+Item = TypeVar("Item", Run, RunDetails, Agent)
 Token = Annotated[str, msgspec.Meta(max_length=LONGEST_TOKEN)]
 
 
@@ -68,6 +69,7 @@ class _RawAgents(_RawItems, kw_only=True):
 _RUNS = msgspec.json.Decoder(RunItems)
 _AGENTS = msgspec.json.Decoder(AgentsPage)
 _RUN = msgspec.json.Decoder(Run)
+_DETAILS = msgspec.json.Decoder(RunDetails)
 _AGENT = msgspec.json.Decoder(Agent)
 _RAW_RUNS = msgspec.json.Decoder(_RawRuns)
 _RAW_AGENTS = msgspec.json.Decoder(_RawAgents)
@@ -100,9 +102,9 @@ def agents_page(body: bytes, page_size: int) -> AgentsPage:
     return AgentsPage(agents, raw.next_page_token or None, malformed)
 
 
-def one_run(body: bytes) -> Run:
-    """One run. Raises ValueError when it is none."""
-    runs, malformed = _each([msgspec.Raw(body)], _RUN, _loose_run)
+def one_run(body: bytes) -> RunDetails:
+    """One run by itself. Raises ValueError when it is none."""
+    runs, malformed = _each([msgspec.Raw(body)], _DETAILS, _loose_details)
     if malformed:
         raise ValueError("this is no run: it has no usable id and status")
     return runs[0]
@@ -206,6 +208,14 @@ def _loose_run(values: dict[str, Any]) -> Run | None:
         ended_at=_time(values.get("endedAt")),
         duration_ms=_number(values.get("durationMs")),
     )
+
+
+def _loose_details(values: dict[str, Any]) -> RunDetails | None:
+    run = _loose_run(values)
+    if run is None:
+        return None
+    reason, error = _label(values.get("statusReason")), _text(values.get("taskError"))
+    return run.explained(reason, error)
 
 
 def _loose_agent(values: dict[str, Any]) -> Agent | None:

@@ -93,6 +93,17 @@ class Run(msgspec.Struct, frozen=True, rename="camel", gc=False):
         named = self.end is not None or self.duration_ms is not None
         return named and self.status not in OPEN_STATUSES
 
+    def explained(self, status_reason: str | None, task_error: str | None) -> "RunDetails":
+        """The run with why it did not complete."""
+        return RunDetails(**msgspec.structs.asdict(self), status_reason=status_reason, task_error=task_error)
+
+
+class RunDetails(Run, frozen=True, rename="camel", gc=False):
+    """One run as its own route shows it: with why it did not complete, where that is known."""
+
+    status_reason: Label | None = None
+    task_error: str | None = None  # the text of a failure; it may hold personal data
+
 
 class RunsPage(msgspec.Struct, frozen=True):
     """One page of an agent's runs, newest start first, with the API's counts per status.

@@ -8,11 +8,13 @@ from zlib import crc32
 
 from exporter.histogram import Exemplar, Histogram
 from exporter.log import fields
-from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES, Run, label
+from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES, Run, RunDetails, label
 from exporter.runs.eligibility import counts, duration_of, was_over
 from exporter.runs.reader import Known, Reading
 from exporter.runs.reconcile import LATEST_INDEX
-from exporter.runs.state import AgentState, Backlog, OpenRun, Totals
+from exporter.runs.runlog import RunLog
+from exporter.runs.state import AgentState, Backlog, OpenRun, RunLine, Totals
+from exporter.runs.why import APPROVAL_TIMEOUT
 
 TRIGGER_TYPES = ("schedule", "webhook", "api", "slack", "manual")
 MAX_TRIGGER_TYPES = 20
@@ -48,6 +50,7 @@ class Account:
         self.changed = False
         self.new: list[str] = []  # ids to be written
         self.gone: list[str] = []  # ids to be deleted
+        self.run_log = RunLog()
         self.moved = False  # it came from another shard, and was not read since
         self._kept: Totals | None = state.totals  # must not be changed: shown, or about to be
         self._pruned: float | None = None
@@ -86,6 +89,11 @@ class Account:
         if self.state.totals is self._kept:
             self.state.totals = copy.deepcopy(self.state.totals)
         return self.state.totals
+
+    @property
+    def unsaid(self) -> list[RunLine]:
+        """Lines for the log that nobody has said yet."""
+        return self.state.unsaid
 
     def keep(self) -> Totals | None:
         """The totals as of now, which nothing will change any more; None while they are not to be shown."""
@@ -171,6 +179,10 @@ class Account:
         totals = self.own()
         status, trigger = self._series(run)
         totals.finished[status][trigger] += 1
+        totals.approval_timeouts += isinstance(run, RunDetails) and run.status_reason == APPROVAL_TIMEOUT
+        totals.note_newest(status, trigger, run.id, end)
+        if state.base_read:
+            state.unsaid += self.run_log.lines(run, status, trigger, duration)
         self._note_end(status, end)
         if end is not None:
             totals.failures.add(end, failed=run.status == "error")

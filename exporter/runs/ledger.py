@@ -21,6 +21,7 @@ from exporter.log import fields
 from exporter.modus.discovery import shard_of
 from exporter.runs.account import KEEP, Account
 from exporter.runs.reader import Known, Reading
+from exporter.runs.runlog import Outbox, RunLog
 from exporter.runs.schema import Change, LedgerError
 from exporter.runs.state import SCHEMA_VERSION, AgentState, Meta, Totals, UsageState
 from exporter.runs.store import StateFile, StoreError
@@ -58,6 +59,8 @@ class Ledger:
         self.bounds = tuple(map(float, bounds))
         self.lookback = lookback
         self.up = True
+        self.run_log = RunLog()  # may be changed at any time
+        self._said = Outbox()
         self._accounts: dict[int, Account] = {}
         self._usage = UsageAccount(UsageState(clock()), only_new=path is None)
         self._lines: dict[str, int] = {}  # of the log in this scrape, by message
@@ -97,6 +100,7 @@ class Ledger:
             if account.moved:
                 account.moved, account.changed = False, True
                 account.state.ended_after = self._started + reading.skew
+            account.run_log = self.run_log
             account.record(reading, self.bounds, self.lookback, self.clock, self._lines)
 
     def shown(self, agent_id: int) -> tuple[AgentState, Totals | None] | None:
@@ -167,6 +171,8 @@ class Ledger:
                     account.shown = account.keep()  # what is counted in memory is all there is
                     if not self._store:
                         account.changed, account.new, account.gone = False, [], []
+                        self._said.take(account)
+            self._said.say(self._store)
         return more
 
     def close(self) -> None:
@@ -212,12 +218,14 @@ class Ledger:
         except BaseException:
             with self._lock:
                 self._removed |= removed
+                self._said.forget()
                 for account, new, gone, _ in taken:
                     account.changed, account.new, account.gone = True, new + account.new, gone + account.gone
             raise
         with self._lock:
             for account, _, _, totals in taken:
                 account.shown = totals
+        self._said.say(store)
         return True
 
     def _all(self) -> "Iterator[Account | UsageAccount]":
@@ -240,6 +248,7 @@ class Ledger:
         for account in accounts:
             with self._lock:
                 counted = account.counted
+                self._said.take(account)
                 new = [(id_, counted[id_]) for id_ in account.new if id_ in counted]
                 change = Change(account.agent_id, msgspec.json.encode(account.state), new, account.gone)
                 taken.append((account, account.new, account.gone, account.keep()))
@@ -252,6 +261,7 @@ class Ledger:
             self._usage = UsageAccount(found.usage, only_new=False)
         for agent_id, state in found.agents.items():
             account = self._accounts[agent_id] = Account(agent_id, state, found.counted.get(agent_id, {}))
+            self._said.take_up(account, store.marked)
             index, total = found.meta.shard
             if (index, total) != self._shard and shard_of(agent_id, total) != index:
                 state.ended_after = self._started  # another shard counted it in the meantime
@@ -267,6 +277,7 @@ class Ledger:
                 account.shown = account.keep()
         for state in found.agents.values():  # before version 0.2.0 there were no native ones
             state.totals.durations.complete_native(self.bounds)
+        self._said.say(store)
 
 
 def _weight(account: "Account | UsageAccount") -> int:
@@ -278,6 +289,10 @@ def _born_at_zero(totals: Totals) -> Totals:
     if not totals.unshown:
         return totals
     totals = copy(totals)
+    totals.newest = {
+        status: {trigger: run for trigger, run in known.items() if (status, trigger) not in totals.unshown}
+        for status, known in totals.newest.items()
+    }
     totals.finished = {
         status: {trigger: 0 if (status, trigger) in totals.unshown else n for trigger, n in known.items()}
         for status, known in totals.finished.items()

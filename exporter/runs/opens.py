@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from exporter.modus.errors import ApiError
-from exporter.modus.model import OPEN_STATUSES, Run
+from exporter.modus.model import OPEN_STATUSES, Run, RunDetails
 from exporter.runs import paging
 from exporter.runs.state import Backlog, OpenRun, Watermark
 
@@ -161,7 +161,7 @@ def _settle(
     unsettled = dict(gone)
     if len(gone) <= MAX_SINGLE_RUNS:
         for id_, run in gone.items():
-            answer = _single_run(api, run, route)
+            answer = single_run(api, run, route)
             if answer is not None and answer.id == id_:
                 reading.runs.append(answer)
                 del unsettled[id_]
@@ -179,7 +179,7 @@ def _settle(
         reading.take(page, watermark)
 
 
-def _single_run(api: "AgentApi", run: OpenRun, route: SingleRunRoute) -> Run | None:
+def single_run(api: "AgentApi", run: OpenRun, route: SingleRunRoute) -> RunDetails | None:
     """The run as its own route shows it; None when that fails: the list serves then.
 
     Raises ApiError `deadline`.

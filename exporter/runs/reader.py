@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from exporter.deadline import Deadline
 from exporter.modus.errors import ApiError
-from exporter.modus.model import Run, RunsPage
+from exporter.modus.model import Run, RunDetails, RunsPage
 from exporter.runs import opens, paging
 from exporter.runs.opens import OpensMemory, SingleRunRoute
 from exporter.runs.reconcile import Checksum, Walk, check_sum, reconcile
 from exporter.runs.state import Backlog, OpenRun, Watermark
+from exporter.runs.why import Budget, ask_why
 
 if TYPE_CHECKING:  # handed in
     from exporter.modus.client import ModusClient
@@ -131,7 +132,7 @@ class AgentApi:
                     size // 4, 1
                 )  # a page number as token then repeats some runs, and skips none
 
-    def run(self, run: OpenRun, deadline: Deadline) -> Run:
+    def run(self, run: OpenRun, deadline: Deadline) -> RunDetails:
         """One run by itself. Raises ApiError."""
         return self._api.run(self._agent_id, run.workflow_id, run.temporal_run_id, deadline=deadline)
 
@@ -139,8 +140,9 @@ class AgentApi:
 class AgentReader:
     """Reads agents by one client; it remembers nothing but whether the API has the route of one run."""
 
-    def __init__(self, api: "ModusClient", limits: Limits) -> None:
+    def __init__(self, api: "ModusClient", limits: Limits, *, asks_why: bool = False) -> None:
         self._api = api
+        self._budget = Budget() if asks_why else None
         self._limits = limits
         self._route = SingleRunRoute()
 
@@ -165,6 +167,7 @@ class AgentReader:
             opens.check(api, known, reading, counts, self._route, self._limits)
             check_sum(known, reading, counts, checked)
             reconcile(api, known, reading, self._limits, wanted=compare)
+            ask_why(api, known, reading, self._route, self._budget)
         except ApiError as error:
             if error.reason != "deadline" or reading.counts is None:
                 reading.error = error

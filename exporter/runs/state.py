@@ -5,7 +5,7 @@ Instants are Unix seconds of the API's clock, durations seconds.
 
 import msgspec
 
-from exporter.histogram import Histogram
+from exporter.histogram import Exemplar, Histogram
 from exporter.modus.model import Run
 from exporter.modus.usage import Used
 
@@ -79,6 +79,18 @@ class FailureRow(msgspec.Struct, gc=False):
                 self.older += 1
 
 
+class RunLine(msgspec.Struct, gc=False):
+    """What the log is to say of a run that ended."""
+
+    run_id: str
+    status: str
+    trigger_type: str
+    duration: float | None = None  # seconds
+    status_reason: str | None = None
+    task_error: str | None = None
+    number: int = 0  # given at the commit; lines are said in the order of their numbers
+
+
 class Totals(msgspec.Struct, gc=False):
     """What the ended runs of one agent add up to, each run once. Counted from `created` on."""
 
@@ -91,6 +103,14 @@ class Totals(msgspec.Struct, gc=False):
     missed: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(MISSED, 0))
     last_end: dict[str, float] = msgspec.field(default_factory=dict)  # by status
     failures: FailureRow = msgspec.field(default_factory=FailureRow)
+    approval_timeouts: int = 0
+    newest: dict[str, dict[str, Exemplar]] = msgspec.field(default_factory=dict)  # runs, as in `finished`
+
+    def note_newest(self, status: str, trigger_type: str, run_id: str, end: float | None) -> None:
+        """Keep the run if it is the newest of its kind, by end."""
+        newest = self.newest.setdefault(status, {})
+        if end is not None and (trigger_type not in newest or end >= newest[trigger_type].at):
+            newest[trigger_type] = Exemplar(run_id, 1.0, end)
 
 
 class AgentState(msgspec.Struct, gc=False):
@@ -114,6 +134,7 @@ class AgentState(msgspec.Struct, gc=False):
     last_read: float | None = None  # by our clock
     last_reconciled: float | None = None
     unread: bool = False  # the newest attempt failed
+    unsaid: list[RunLine] = msgspec.field(default_factory=list)  # lines for the log that nobody has written
 
 
 class GroupUse(msgspec.Struct, gc=False):

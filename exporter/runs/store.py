@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,6 +100,16 @@ class StateFile:
             if isinstance(error, sqlite3.Error) and schema.is_corruption(error):
                 self._move_aside(error)
             raise StoreError(str(error)) from None
+
+    def mark(self, number: int) -> None:
+        """Note that all lines for the log up to this number were said; a kill does not undo it."""
+        with suppress(OSError):  # then they are said again after a restart
+            os.pwrite(self._lock, number.to_bytes(8, "little"), 0)
+
+    @property
+    def marked(self) -> int:
+        """The number of the line for the log that was said last."""
+        return int.from_bytes(os.pread(self._lock, 8, 0), "little")
 
     def close(self) -> None:
         """Close the file and let another process have it."""

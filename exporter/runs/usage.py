@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from exporter.log import fields
 from exporter.modus.usage import GROUPINGS, Bucket, Grouping, Used
-from exporter.runs.state import USAGE_ID, GroupUse, UsageState
+from exporter.runs.state import USAGE_ID, GroupUse, RunLine, UsageState
 
 HOUR = 3600
 REVISED = 24 * HOUR  # seconds after which a bucket is taken to be final
@@ -62,6 +62,11 @@ class UsageAccount:
         self._told: set[tuple[str, str]] = set()  # groups that were shown at 0, because they are new
         self._warned: set[tuple[str, str]] = set()
         self.shown = self.keep()
+
+    @property
+    def unsaid(self) -> list[RunLine]:
+        """No lines for the log."""
+        return []
 
     def read_until(self, grouping: Grouping) -> int | None:
         """All hours before it were read after their ends; None before the first report."""

@@ -24,6 +24,8 @@ def totals() -> Totals:
         created=START - 86400,
         durations=durations(),
         finished={"completed": {"schedule": 3, "api": 1}, "error": {"schedule": 0, "api": 2}},
+        newest={"error": {"api": Exemplar("wf_7:b", 1.0, START - 60)}},
+        approval_timeouts=1,
     )
 
 

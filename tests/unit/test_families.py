@@ -82,7 +82,7 @@ def test_one_registry_is_written_as_the_library_writes_it_ours_and_others(
 def test_the_instants_from_which_is_counted_are_shown_right_behind_what_was_counted_when_asked_for() -> None:
     shown = b"".join(write(families(CASES["created"]), True)).decode().splitlines()
     born = [n for n, line in enumerate(shown) if "_created" in line]
-    assert len(born) == 1 + 4 + len(MISSED) + len(REASONS) + 2 + 1
+    assert len(born) == 1 + 4 + len(MISSED) + 1 + len(REASONS) + 2 + 1
     for n in born:
         name, _, labels = shown[n].rpartition(" ")[0].partition("_created")
         assert shown[n - 1].startswith((f"{name}_total{labels} ", f"{name}_sum{labels} "))

@@ -1,0 +1,108 @@
+"""One line in the log for each run that ended: kept in the commit that counts it, and said right after.
+
+How far lines were said is marked behind each. A process that is killed between the two says that one line
+again when it starts: what was written to a pipe cannot be asked for.
+"""
+
+import logging
+import time
+from typing import Protocol
+
+from exporter.log import fields
+from exporter.modus.model import Run, RunDetails, label, printable
+from exporter.runs.state import RunLine
+
+LONGEST_ERROR = 300  # characters of a task's error
+
+log = logging.getLogger("exporter.runs")
+
+
+class Account(Protocol):
+    """Who has lines to be said."""
+
+    agent_id: int
+
+    @property
+    def unsaid(self) -> list[RunLine]:
+        """Lines that nobody has said yet."""
+
+
+class Store(Protocol):
+    """Where it is marked how far lines were said."""
+
+    def mark(self, number: int) -> None:
+        """Note that all lines up to this number were said; it need not outlive the machine."""
+
+
+class RunLog:
+    """Which runs get a line: `which` is off, failed or all."""
+
+    def __init__(self, which: str = "off", *, with_task_error: bool = False) -> None:
+        self.which = which
+        self._with_task_error = with_task_error
+
+    def lines(self, run: Run, status: str, trigger: str, duration: float | None) -> list[RunLine]:
+        """The line for a run that ended; none where it gets none."""
+        failed = status not in ("completed", "cancelled")
+        if self.which == "off" or (self.which == "failed" and not failed):
+            return []
+        line = RunLine(label(run.id), status, trigger, duration)
+        if isinstance(run, RunDetails):
+            line.status_reason = label(run.status_reason) if run.status_reason else None
+            if self._with_task_error and run.task_error:
+                line.task_error = " ".join(printable(run.task_error[:LONGEST_ERROR]).split())
+        return [line]
+
+
+class Outbox:
+    """Lines on their way into the log: taken when they are written to the store, said when that is durable.
+
+    Each has a number above all that were given before, also before a restart. One thread at a time uses it.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._taken: list[tuple[int, list[RunLine], int]] = []  # agent, its lines that are unsaid, how many
+
+    def take(self, account: Account) -> None:
+        """Number the account's lines, which are about to be written."""
+        for line in account.unsaid:
+            line.number = self._last = max(time.time_ns(), self._last + 1)
+        if account.unsaid:
+            self._taken.append((account.agent_id, account.unsaid, len(account.unsaid)))
+
+    def take_up(self, account: Account, marked: int) -> None:
+        """Take the lines of an account of before a restart, but for those that were said: up to `marked`."""
+        self._last = max(self._last, marked)
+        account.unsaid[:] = [line for line in account.unsaid if line.number > marked]
+        if account.unsaid:
+            self._taken.append((account.agent_id, account.unsaid, len(account.unsaid)))
+
+    def forget(self) -> None:
+        """Leave what was taken where it is: it was not written."""
+        self._taken = []
+
+    def say(self, store: Store | None) -> None:
+        """Write the lines that were taken into the log, and mark each."""
+        lines = [(agent_id, line) for agent_id, unsaid, number in self._taken for line in unsaid[:number]]
+        for agent_id, line in sorted(lines, key=lambda each: each[1].number):
+            _say(agent_id, line)
+            if store:
+                store.mark(line.number)
+        for _, unsaid, number in self._taken:
+            del unsaid[:number]
+        self._taken = []
+
+
+def _say(agent_id: int, line: RunLine) -> None:
+    known = {
+        "agent_id": agent_id,
+        "run_id": line.run_id,
+        "status": line.status,
+        "duration_seconds": line.duration,
+        "trigger_type": line.trigger_type,
+        "status_reason": line.status_reason,
+        "task_error": line.task_error,
+    }
+    details = fields(**{name: value for name, value in known.items() if value is not None})
+    log.log(logging.INFO if line.status == "completed" else logging.WARNING, "run ended", extra=details)
