@@ -120,3 +120,14 @@ def unknown(values: Any, schema: Any, path: str = "") -> list[str]:
 def test_the_values_schema_knows_every_value_and_no_other() -> None:
     assert unknown(VALUES, SCHEMA) == []
     assert SCHEMA["properties"].keys() - VALUES.keys() == {"global"}
+
+
+def test_every_value_that_the_readme_sets_is_one_of_the_chart() -> None:
+    readme = (ROOT / "README.md").read_text()
+    names = re.findall(r"--set ([\w.]+)=", readme) + re.findall(r"`([a-z]\w+\.[a-z]+[A-Z]\w+)`", readme)
+    assert len(names) >= 10
+    for name in names:
+        found = VALUES
+        for part in name.split("."):
+            assert part in found or found == {}, name  # {}: labels and the like, with names of one's own
+            found = found.get(part, {})
