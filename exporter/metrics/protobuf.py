@@ -38,15 +38,19 @@ SUFFIXES = {"counter": "_total", "info": "_info"}  # of the samples, where the f
 FEW = 2  # empty native buckets in a row: they are cheaper to send as zeros than as a gap between two spans
 
 
+# the text of a histogram, and whether with native buckets; by identity, as what is shown does not change
+_Kept = dict[tuple[int, bool], tuple[Histogram, str]]
+
+
 class Writer:
     """Writes families, and keeps the text of histograms: few of them change from one scrape to the next."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[Histogram, str]] = {}  # by identity: what is shown does not change
+        self._kept: _Kept = {}
 
     def write(self, families: Iterable[Metric]) -> Iterator[bytes]:
         """The families in pieces; of no more than one at a time all pieces are in memory."""
-        kept: dict[int, tuple[Histogram, str]] = {}
+        kept: _Kept = {}
         agents: tuple[Snapshot | None, list[str]] = (None, [])
         for family in families:
             if isinstance(family, Family):
@@ -59,11 +63,10 @@ class Writer:
             yield from _delimited(family, metrics)
         self._kept = kept
 
-    def _points(
-        self, family: Family, agents: Sequence[str], kept: dict[int, tuple[Histogram, str]]
-    ) -> Iterator[str]:
+    def _points(self, family: Family, agents: Sequence[str], kept: _Kept) -> Iterator[str]:
         """The row's points, a message `Metric` each; `agents` are the labels of what they are points of."""
         row, kind = family.row, family.row.kind
+        native = not family.snapshot.show_created  # who needs this may drop native histograms: see the README
         bounds = ["\x11" + _double(bound) for bound in family.bounds] if kind == "histogram" else []
         own: dict[tuple[str, ...], str] = {}  # label values -> as labels
         since, created, counter = None, "", "\x1a\x09\x09"  # of the last one
@@ -76,9 +79,10 @@ class Writer:
                 if kind == "gauge":
                     content = f"\x12\x09\x09{_number(value)}"
                 elif isinstance(value, Histogram):
-                    known = self._kept.get(id(value)) or (value, _field("\x3a", _histogram(value, bounds)))
+                    key = id(value), native
+                    known = self._kept.get(key) or (value, _histogram(value, bounds, native=native))
                     content = known[1]
-                    kept[id(value)] = known
+                    kept[key] = known
                 else:
                     if point.created != since:
                         since = point.created
@@ -106,9 +110,9 @@ def _delimited(family: Metric, metrics: Sequence[str]) -> Iterator[bytes]:
 # --- ours ---
 
 
-def _histogram(histogram: Histogram, bounds: Sequence[str]) -> str:
+def _histogram(histogram: Histogram, bounds: Sequence[str], *, native: bool) -> str:
     """A message `Histogram`; `bounds` are the fields of the classic buckets' upper bounds."""
-    native, cumulative = histogram.native, list(accumulate(histogram.buckets))
+    cumulative = list(accumulate(histogram.buckets))
     buckets = list(map(add, map(_bucket, cumulative), bounds))
     for n, newest in enumerate(histogram.exemplars):
         if newest is not None and len(newest.run_id) <= LONGEST_RUN_ID:
@@ -116,8 +120,8 @@ def _histogram(histogram: Histogram, bounds: Sequence[str]) -> str:
                 "\x1a", f"\x08{_varint(cumulative[n])}{bounds[n]}{_exemplar(newest, OF_BUCKET)}"
             )
     totals = f"\x08{_varint(cumulative[-1])}\x11{_double(histogram.sum)}"
-    zero = f"{_resolution(native.schema)}\x38{_varint(native.zero)}"
-    return "".join((totals, *buckets, zero, _sparse(native), _timestamp("\x7a", histogram.created)))
+    created = _timestamp("\x7a", histogram.created)
+    return _field("\x3a", "".join((totals, *buckets, _native(histogram.native) if native else "", created)))
 
 
 @lru_cache(maxsize=4096)
@@ -132,10 +136,11 @@ def _resolution(schema: int) -> str:
     return "\x28" + _signed(schema) + "\x31" + _double(ZERO_THRESHOLD)
 
 
-def _sparse(native: NativeBuckets) -> str:
-    """The spans of buckets that are not empty, and by how much each one has more than the one before it."""
+def _native(native: NativeBuckets) -> str:
+    """The native buckets: zero, spans of others, and by how much each of these has more than its left one."""
+    zero = f"{_resolution(native.schema)}\x38{_varint(native.zero)}"
     if not native.counts:
-        return ""
+        return zero
     spans, dense = [], list[int]()
     buckets, behind = sorted(native.counts), 0  # the bucket behind the span before
     far = [n for n, gap in enumerate(map(sub, buckets[1:], buckets), 1) if gap > FEW + 1]
@@ -145,7 +150,7 @@ def _sparse(native: NativeBuckets) -> str:
         dense += map(native.counts.get, range(first, after), repeat(0))
         behind = after
     deltas = "".join(map(_signed, map(sub, dense, chain((0,), dense))))
-    return f"{''.join(spans)}\x6a{_varint(len(deltas))}{deltas}"
+    return f"{zero}{''.join(spans)}\x6a{_varint(len(deltas))}{deltas}"
 
 
 @lru_cache(maxsize=4096)

@@ -100,7 +100,7 @@ def messages(snapshot: Snapshot) -> tuple[list[Any], dict[str, list[NativeBucket
         metric = Metric(row.name.removesuffix("_total"), row.help, row.kind)
         for values, point, bounds in points(row, snapshot):
             add(metric, row, values, point, bounds)
-            if row.kind == "histogram":
+            if row.kind == "histogram" and not snapshot.show_created:
                 native.setdefault(row.name, []).append(point.value.native)
         if metric.samples:
             shown.append(message(metric))
@@ -120,6 +120,8 @@ def without_native(family: Any) -> tuple[Any, list[NativeBuckets]]:
     native = []
     for metric in family.metric if family.type == TYPES["histogram"] else ():
         histogram = metric.histogram
+        if not histogram.zero_threshold:
+            continue
         assert histogram.zero_threshold == 2.0**-128
         counts = metricsproto.native_buckets(histogram)
         native.append(NativeBuckets(histogram.schema, histogram.zero_count, counts))
