@@ -192,7 +192,14 @@ def settings(config: Config, shard: tuple[int, int]) -> Settings:
     found, runs = config.discovery, config.runs
     return Settings(
         selection=Selection(
-            [Target(agent.id, expected_interval=agent.expected_interval) for agent in config.agents],
+            [
+                Target(
+                    agent.id,
+                    expected_interval=agent.expected_interval,
+                    expected_duration=agent.expected_duration,
+                )
+                for agent in config.agents
+            ],
             found.include if found.enabled else None,
             found.exclude,
             found.refresh_interval,
@@ -226,7 +233,7 @@ def demo(stack: ExitStack) -> Callable[[], Config]:
         raise ConfigError(f"--demo: no temporary directory: {error.strerror}; set TMPDIR") from None
     config = Config(
         modus=Modus(base_url=modus.url, token=Secret(modus.token)),
-        agents=(AgentConfig(107, Positive(3600)),),
+        agents=(AgentConfig(107, Positive(3600)), AgentConfig(109, expected_duration=Positive(240))),
         discovery=Discovery(enabled=True),
         state=State(path=str(Path(directory) / "state.db")),
     )

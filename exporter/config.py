@@ -40,10 +40,13 @@ class Modus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An agent listed by id; a run of it should start at least every `expected_interval` seconds."""
+    """An agent listed by id, and what is expected of it, in seconds: a run should start at least every
+    `expected_interval`, and take no longer than `expected_duration`.
+    """
 
     id: Count
     expected_interval: Positive | None = None
+    expected_duration: Positive | None = None
 
 
 class Discovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

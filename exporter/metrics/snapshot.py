@@ -59,6 +59,7 @@ def agent_snapshot(
         last_reconciled=ours(state.last_reconciled) if state and reconciles else None,
         backlog=bool(state and (state.watermark.backlogs or not state.base_read)),
         expected_interval=target.expected_interval,
+        expected_duration=target.expected_duration,
         last_due=ours(last_due),
         next_due=None if next_due is None else next_due - skew,
     )

@@ -47,6 +47,7 @@ class AgentSnapshot:
     last_reconciled: float | None = None
     backlog: bool = False
     expected_interval: float | None = None  # seconds
+    expected_duration: float | None = None  # seconds
     last_due: float | None = None  # by its schedule, while that was in force and on
     next_due: float | None = None
 
@@ -231,6 +232,9 @@ TABLE = (
     Row("modus_agent_expected_interval_seconds", "gauge",
         "A run should start at least this often, says the configuration; absent when it does not say.",
         per_agent=lambda a: _maybe(a.expected_interval)),
+    Row("modus_agent_expected_duration_seconds", "gauge",
+        "A run should take no longer than this, says the configuration; absent when it does not say.",
+        per_agent=lambda a: _maybe(a.expected_duration)),
     Row("modus_agent_schedule_last_due_timestamp_seconds", "gauge",
         "When the agent's schedule in Modus was due last; absent while it is off, unknown, or just changed.",
         per_agent=lambda a: _maybe(a.last_due)),

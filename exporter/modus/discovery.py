@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
@@ -24,13 +24,14 @@ Ask = Callable[[str | None], AgentsPage]  # page token -> page; raises ApiError
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An agent to read; all but the id and the interval is what the agents list shows, if that was asked."""
+    """An agent to read. What is not of the configuration is what the agents list shows, if that was asked."""
 
     id: int
     name: str = ""
     type: str = ""
     enabled: bool | None = None
     expected_interval: float | None = None  # seconds
+    expected_duration: float | None = None  # seconds
     planned: Planned | None = None  # None: not known
 
 
@@ -61,9 +62,13 @@ class Selection:
         for agent in found:
             listed = targets.get(agent.id)
             if listed or self._wants(agent):
-                interval = listed.expected_interval if listed else None
-                enabled, plan = agent.is_enabled, planned.get(agent.id)
-                targets[agent.id] = Target(agent.id, agent.name, agent.type, enabled, interval, plan)
+                targets[agent.id] = replace(
+                    listed or Target(agent.id),
+                    name=agent.name,
+                    type=agent.type,
+                    enabled=agent.is_enabled,
+                    planned=planned.get(agent.id),
+                )
         index, total = self.shard
         return [targets[id_] for id_ in sorted(targets) if shard_of(id_, total) == index]
 

@@ -55,6 +55,7 @@ def healthy(name: str = "Invoice triage", agent_id: int = 42) -> AgentSnapshot:
         last_read=START,
         last_reconciled=START - 1800,
         expected_interval=3600.0,
+        expected_duration=90.0,
     )
 
 

@@ -96,6 +96,7 @@ AGENTS = st.builds(
     last_reconciled=st.none() | INSTANTS,
     backlog=st.booleans(),
     expected_interval=st.none() | st.floats(1, 1e6),
+    expected_duration=st.none() | st.floats(1, 1e6),
 )
 SNAPSHOTS = st.builds(
     Snapshot,

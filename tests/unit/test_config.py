@@ -282,8 +282,12 @@ def test_a_configuration_cannot_be_changed(config):
 
 
 def test_agents_are_ids_or_mappings(config):
-    text = "agents: [42, {id: 43, expected_interval: 1d}, {id: 44}]"
-    assert config(text).agents == (AgentConfig(42), AgentConfig(43, Positive(86_400)), AgentConfig(44))
+    text = "agents: [42, {id: 43, expected_interval: 1d}, {id: 44, expected_duration: 90s}]"
+    assert config(text).agents == (
+        AgentConfig(42),
+        AgentConfig(43, Positive(86_400)),
+        AgentConfig(44, expected_duration=Positive(90)),
+    )
 
 
 def test_discovery_replaces_the_list_of_agents(config):
@@ -704,8 +708,8 @@ def test_while_one_thread_reads_a_new_token_the_others_wait_for_it(token_file, m
 
 KEYS = st.sampled_from(
     ["modus", "base_url", "token", "token_file", "resource", "timeout", "concurrency", "agents", "id",
-     "expected_interval", "discovery", "enabled", "include", "runs", "page_size", "lookback", "histogram",
-     "buckets", "state", "path", "scrape", "min_interval", "oops"]
+     "expected_interval", "expected_duration", "discovery", "enabled", "include", "runs", "page_size", "lookback",
+     "histogram", "buckets", "state", "path", "scrape", "min_interval", "oops"]
 )  # fmt: skip
 LEAVES = st.one_of(
     st.none(),

@@ -69,11 +69,11 @@ def test_the_list_is_read_again_after_the_interval_and_kept_when_that_fails(
     assert look(1204.0) == 32
 
 
-def test_an_agent_that_is_listed_and_found_is_read_once_and_keeps_its_interval() -> None:
-    both = Selection([Target(7, expected_interval=60.0)], ["*"])
+def test_an_agent_that_is_listed_and_found_is_read_once_and_keeps_what_is_expected_of_it() -> None:
+    both = Selection([Target(7, expected_interval=60.0, expected_duration=5.0)], ["*"])
     assert both.choose([Agent(7, "Seven", "task", is_enabled=True), Agent(3, "Three")]) == [
         Target(3, "Three"),
-        Target(7, "Seven", "task", True, 60.0),
+        Target(7, "Seven", "task", True, 60.0, 5.0),
     ]
 
 

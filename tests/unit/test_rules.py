@@ -32,6 +32,7 @@ ALERTS = {
     "ModusAgentNotRunLately",
     "ModusAgentStartMissed",
     "ModusAgentSlowerThanUsual",
+    "ModusAgentDurationObjectiveMissed",
     "ModusApiUnreachable",
     "ModusTokenRejected",
     "ModusApiRateLimited",
@@ -67,6 +68,7 @@ def exposed_labels():
         own = given | set(row.all_labels)
         if row.kind == "histogram":
             labels |= {f"{row.name}_sum": own, f"{row.name}_count": own, f"{row.name}_bucket": own | {"le"}}
+            labels[row.name] = own  # native
         else:
             labels[row.name] = own
     return labels
@@ -233,7 +235,10 @@ def test_amtool_accepts_the_alertmanager_configuration():
 @pytest.mark.servers
 @pytest.mark.parametrize("file", TEST_FILES, ids=lambda file: file.stem)
 def test_the_rules_pass_their_promtool_tests(file):
-    tested = run(program("promtool"), "test", "rules", file)
+    promtool = program("promtool")
+    if file.stem == "native" and "version 2." in str(run(promtool, "--version")):
+        pytest.skip("promtool 2 cannot write native histograms; tests/e2e/test_native.py has them there too")
+    tested = run(promtool, "test", "rules", file)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
