@@ -233,7 +233,7 @@ def demo(stack: ExitStack) -> Callable[[], Config]:
         raise ConfigError(f"--demo: no temporary directory: {error.strerror}; set TMPDIR") from None
     config = Config(
         modus=Modus(base_url=modus.url, token=Secret(modus.token)),
-        agents=(AgentConfig(107, Positive(3600)), AgentConfig(109, expected_duration=Positive(240))),
+        agents=(AgentConfig(107, Positive(3600)), AgentConfig(102, expected_duration=Positive(30))),
         discovery=Discovery(enabled=True),
         state=State(path=str(Path(directory) / "state.db")),
     )

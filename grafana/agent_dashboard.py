@@ -47,7 +47,12 @@ def panels() -> list[Json]:
         [status_history(8, (0, 0, 15, 6)), open_runs(9, (15, 0, 9, 6))],
         # high enough for a label per bucket
         [duration_heatmap(10, (0, 0, 12, 9)), durations(11, (12, 0, 12, 9))],
-        [ended_runs(12, (0, 0, 8, 6)), by_trigger(13, (8, 0, 8, 6)), burn_rate(14, (16, 0, 8, 6))],
+        [
+            ended_runs(12, (0, 0, 6, 6)),
+            by_trigger(13, (6, 0, 6, 6)),
+            burn_rate(14, (12, 0, 6, 6)),
+            in_time(19, (18, 0, 6, 6)),
+        ],
         trust(),
     )
 
@@ -171,12 +176,15 @@ def open_runs(key: int, at: At) -> Json:
 
 def duration_heatmap(key: int, at: At) -> Json:
     """The histogram of run durations over time."""
-    buckets = q.increase("modus_agent_run_duration_seconds_bucket", q.HOUR, "le")
+    native, classic = q.durations(q.HOUR)
     return panel(
         "heatmap",
         (key, "Run durations", "s", at),
         "Completed runs by duration: each column is the hour up to it, its colour the number of runs.",
-        [over_time(f"sum by (le) ({buckets})", "{{le}}", format="heatmap")],
+        [
+            over_time(native, "", format="time_series"),  # Grafana draws it as it is
+            over_time(f"{classic} unless on () histogram_count({native})", "{{le}}", format="heatmap"),
+        ],
         options={
             "calculate": False,
             "cellGap": 1,
@@ -227,6 +235,21 @@ def burn_rate(key: int, at: At) -> Json:
         noValue=NONE_ENDED,
         decimals=0,
         overrides=colours({"1 h": "super-light-blue", "6 h": BLUE}),
+    )
+
+
+def in_time(key: int, at: At) -> Json:
+    """The share of runs within the expected duration."""
+    return graph(
+        (key, "Runs within expected duration", "percentunit", at),
+        "Share of the runs of the last 6 hours that took no longer than their agent's expected_duration, of "
+        f"several such agents no longer than the longest. Dashed: the objective, {q.OBJECTIVE:.0%}.",
+        over_time(q.share_in_time("6h"), "in time"),
+        limits=thresholds((None, "transparent"), (q.OBJECTIVE, GREEN)),
+        max=1,
+        decimals=1,
+        noValue="No run, no expected_duration, or it is no bucket's bound (before Prometheus 3.4)",
+        overrides=colours({"in time": BLUE}),
     )
 
 

@@ -114,15 +114,12 @@ def health(key: int) -> list[Json]:
 
 def latency(key: int, at: At) -> Json:
     """Percentiles of the API's answers."""
-    durations_of = f"rate(modus_api_request_duration_seconds_bucket{{{q.JOB}}}[15m])"
     return graph(
         (key, "API latency", "s", at),
         "How long the API took to answer in the 15 minutes before each point: the 95th percentile per "
         "operation, and the median of all requests.",
-        over_time(f"histogram_quantile(0.5, sum by (le) ({durations_of})) >= 0", "p50"),
-        over_time(
-            f"histogram_quantile(0.95, sum by (operation, le) ({durations_of})) >= 0", "p95 {{operation}}"
-        ),
+        over_time(q.latency(0.5), "p50"),
+        over_time(q.latency(0.95, "operation"), "p95 {{operation}}"),
         interval="1m",
         overrides=colours(
             {

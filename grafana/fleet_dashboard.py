@@ -193,7 +193,7 @@ def all_agents(key: int, at: At) -> Json:
                 wide(105, in_colour(RATIO, unit="percentunit", decimals=1)),
             ),
             "In a row": (q.named(q.IN_A_ROW), wide(82, in_colour(IN_A_ROW, decimals=0))),
-            "p95": (q.named(q.quantile(0.95, q.RANGE, q.KEY)), wide(90, SECONDS)),
+            "p95": (q.named(q.quantile(0.95, q.durations(q.RANGE, q.KEY))), wide(90, SECONDS)),
             "Read": (
                 q.named(q.READ),
                 wide(100, {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT}),

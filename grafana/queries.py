@@ -87,10 +87,46 @@ def _judged(window: str, by: str = "") -> str:
     return f"round({total} ({ended(window, match=JUDGED)}))"
 
 
-def quantile(q: float, window: str, by: str = "") -> str:
-    """Seconds that a share `q` of the completed runs stayed below; absent where there were none."""
-    buckets = increase("modus_agent_run_duration_seconds_bucket", window, "le")
-    return f"histogram_quantile({q}, sum by ({', '.join(filter(None, (by, 'le')))}) ({buckets})) >= 0"
+def durations(window: str, by: str = "", match: str = "") -> tuple[str, str]:
+    """The histogram of the completed runs' durations, native and classic: of all agents, or one `by` labels.
+
+    `match` limits the agents. No maximum of two native histograms can be taken: of several exporters the one
+    with more runs counts.
+    """
+    metric = "modus_agent_run_duration_seconds"
+    grown = f"increase({_selector(metric)}[{window}])"
+    most = f"topk by ({KEY}) (1, sum by ({KEY}, instance) (histogram_count({grown})))"
+    native, classic = f"{grown} and on ({KEY}, instance) {most}", increase(f"{metric}_bucket", window, "le")
+    total = f"sum by ({by})" if by else "sum"
+    buckets = f"sum by ({', '.join(filter(None, (by, 'le')))})"
+    return f"{total} ({native}{match})", f"{buckets} ({classic}{match})"
+
+
+def quantile(q: float, histograms: tuple[str, str]) -> str:
+    """Seconds that a share `q` stayed below, by the native histogram or else the classic one."""
+    return " or ".join(f"histogram_quantile({q}, {histogram}) >= 0" for histogram in histograms)
+
+
+def share_in_time(window: str) -> str:
+    """The share of the completed runs that took no longer than is expected of their agent.
+
+    From the native histogram. Else, in every version of Prometheus, from the bucket that ends there (its `le`
+    is the number of seconds with `.0` behind it), or else, from 3.4 on, by interpolation.
+    """
+    native, classic = durations(window, match=f" and on ({KEY}) {EXPECTED_DURATION}")
+    fraction = f"histogram_fraction(0, scalar(max({EXPECTED_DURATION})), %s) >= 0"
+    bucket = "modus_agent_run_duration_seconds_bucket"
+    ends = f'label_join(count_values by ({KEY}) ("le", {EXPECTED_DURATION}), "le", ".0", "le", "no_label")'
+    within = f"{increase(bucket, window, 'le')} and on ({KEY}, le) {ends}"
+    known = f"""{increase(bucket, window, match='le="+Inf"')} and on ({KEY}) ({within})"""
+    return f"{fraction % native} or sum ({within}) / (sum ({known}) > 0) or {fraction % classic}"
+
+
+def latency(q: float, by: str = "") -> str:
+    """Seconds that a share `q` of the requests to the API stayed below."""
+    rate = f"rate(modus_api_request_duration_seconds{{{JOB}}}[15m])"
+    buckets = f"sum by ({', '.join(filter(None, (by, 'le')))}) ({rate.replace('{', '_bucket{', 1)})"
+    return quantile(q, (f"sum by ({by}) ({rate})" if by else f"sum ({rate})", buckets))
 
 
 def age(timestamp: str) -> str:
@@ -150,6 +186,7 @@ IS_STUCK = f"{RUNNING} > {STUCK}"
 WAITING = age(gauge(_OPEN, 'status="awaiting_human"', pick="min"))
 # Up to the last read, not up to now: one that cannot be read is not silent, nor one that is switched off.
 EXPECTED = gauge("modus_agent_expected_interval_seconds")
+EXPECTED_DURATION = gauge("modus_agent_expected_duration_seconds")
 OFF = f"{ENABLED} == 0"
 SILENT = f"clamp_min({LAST_READ} - {STARTED}, 0) > {SILENT_FACTOR} * {EXPECTED} + {SILENT_GRACE} unless {OFF}"
 

@@ -21,8 +21,8 @@ def durations(key: int, at: At) -> Json:
         (key, "Run duration percentiles", "s", at),
         "Median and 95th percentile of the runs that completed in the hour before each point, all selected "
         "agents together. Diamonds are single runs: hover over one for its run id.",
-        over_time(q.quantile(0.5, q.HOUR), "p50", exemplar=False),
-        over_time(q.quantile(0.95, q.HOUR), "p95", exemplar=True),
+        over_time(q.quantile(0.5, q.durations(q.HOUR)), "p50", exemplar=False),
+        over_time(q.quantile(0.95, q.durations(q.HOUR)), "p95", exemplar=True),
         noValue=NONE_ENDED,
         overrides=colours({"p50": "super-light-blue", "p95": BLUE}),
     )

@@ -32,8 +32,8 @@ EXPECTED = {
 SCHEDULE_UNKNOWN = {("ModusAgentNotRunLately", "107")}  # until schedules have been read
 COMPLETED = 'increase(modus_agent_runs_finished_total{agent_id="102",status="completed"}'
 SELECTIONS = {"all": dashboards.ALL, "one": "102", "several": "(102|104|105|106|107)"}
-# two queries, and one of them is enough: of enough runs or of few; of the fleet or of agents that failed
-ONE_OF_TWO = {"Failure ratio", "Budget left"}
+# two queries, and one of them is enough: of enough runs or of few; of native histograms or of classic ones
+ONE_OF_TWO = {"Failure ratio", "Budget left", "Run durations"}
 TOO_EARLY = {("Agents", "G")}  # a ratio needs ten runs, and the first sample holds all those of before
 FINE = {("Read errors by reason", "A")}  # nothing is wrong with the demo's API
 MAY_BE_EMPTY: dict[str, set[tuple[str, str]]] = {
@@ -181,7 +181,9 @@ def last_hours(until: float) -> Iterator[str]:
     clock = Clock(until)
     modus = SimulatedModus(clock=clock)
     clock.now -= 7200  # back, into what the fleet has lived through already
-    targets = [Target(agent_id, expected_interval=3600.0) for agent_id in modus.agents]
+    targets = [
+        Target(agent_id, expected_interval=3600.0, expected_duration=60.0) for agent_id in modus.agents
+    ]
     instances = [
         (
             Simulation(

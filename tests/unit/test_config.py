@@ -708,8 +708,8 @@ def test_while_one_thread_reads_a_new_token_the_others_wait_for_it(token_file, m
 
 KEYS = st.sampled_from(
     ["modus", "base_url", "token", "token_file", "resource", "timeout", "concurrency", "agents", "id",
-     "expected_interval", "expected_duration", "discovery", "enabled", "include", "runs", "page_size", "lookback",
-     "histogram", "buckets", "state", "path", "scrape", "min_interval", "oops"]
+     "expected_interval", "expected_duration", "discovery", "enabled", "include", "runs", "page_size",
+     "lookback", "histogram", "buckets", "state", "path", "scrape", "min_interval", "oops"]
 )  # fmt: skip
 LEAVES = st.one_of(
     st.none(),

@@ -18,7 +18,7 @@ EXPOSED = {
     name
     for row in TABLE
     for name in (
-        [f"{row.name}_{part}" for part in ("bucket", "count", "sum")]
+        [row.name, *(f"{row.name}_{part}" for part in ("bucket", "count", "sum"))]
         if row.kind == "histogram"
         else [row.name]
     )
