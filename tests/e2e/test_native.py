@@ -12,22 +12,27 @@ import pytest
 from exporter.config import Config
 from exporter.demo.fleet import FLEET
 from exporter.demo.simulator import SimulatedModus
+from tests import dashboards
 from tests.e2e.harness import Exporter, Prometheus, config, free_port, native_histograms, wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("native")]
 DURATION = "modus_agent_run_duration_seconds"
 WIDTH = 2 ** (1 / 8)  # of a native bucket: its upper bound to its lower one
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
-AGENT = 7
+RULES = Path(__file__).parents[2] / "prometheus" / "rules" / "modus.yml"
+AGENT, BUSY = 7, 102  # of the demo fleet a run ends every nine seconds
 
 
 def scraping(directory: Path, port: str, name: str, *, native: bool) -> Prometheus:
     """A Prometheus that asks for native histograms, or for text as it does by itself."""
     features, setting = native_histograms() if native else ((), "")
     file = directory / f"{name}.yml"
+    rules = directory / "rules.yml"
+    rules.write_text(RULES.read_text().replace("interval: 1m", "interval: 1s"))
     file.write_text(
-        f"scrape_configs: [{{job_name: modus, scrape_interval: 1s, scrape_timeout: 1s, {setting}"
-        f" static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n"
+        f"{{global: {{evaluation_interval: 1s}}, rule_files: ['{rules}'], scrape_configs: ["
+        f"{{job_name: modus, scrape_interval: 1s, scrape_timeout: 1s, {setting}"
+        f" static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]}}\n"
     )
     (directory / name).mkdir(exist_ok=True)
     return Prometheus(directory / name, file, *features)
@@ -39,7 +44,8 @@ class World:
     def __init__(self, directory: Path, cleanup: ExitStack) -> None:
         self.modus = SimulatedModus().start()
         cleanup.callback(self.modus.close)
-        file = config(directory, self.modus.url, *FLEET)
+        agents = [{"id": each, "expected_duration": "15s"} if each == BUSY else each for each in FLEET]
+        file = config(directory, self.modus.url, *agents)
         self.exporter = Exporter(directory, "--config.file", str(file))
         cleanup.callback(self.exporter.stop)
         wait_for("no backlog", lambda: self.exporter.scrape().value("modus_agent_backlog") == 0)
@@ -125,6 +131,38 @@ def test_exemplars_lead_from_native_buckets_to_runs(world: World) -> None:
     assert found
     for each in found[0]["exemplars"]:
         assert each["labels"]["run_id"].startswith("wf_101_")
+
+
+def test_the_rules_record_the_same_from_native_histograms_as_from_classic_ones(world: World) -> None:
+    count = f'modus:agent_run_duration_count:increase6h{{agent_id="{BUSY}"}}'
+    total = f'modus:agent_run_duration_sum:increase6h{{agent_id="{BUSY}"}}'
+    quantile = f'modus:agent_run_duration:objective_quantile6h{{agent_id="{BUSY}"}}'
+    for prometheus in (world.native, world.classic):
+        wait_for("a run ends", lambda p=prometheus: p.query(f"{count} > 0"))
+        wait_for("the objective is looked at", lambda p=prometheus: p.query(f"{quantile} > 0"))
+        assert not prometheus.query(f'{quantile.split("{")[0]}{{agent_id!="{BUSY}"}}')
+        groups = prometheus.ask("rules")["groups"]
+        assert [rule["lastError"] for each in groups for rule in each["rules"] if rule.get("lastError")] == []
+        longest = (prometheus.number(total) or 0) / (prometheus.number(count) or 1)
+        assert 0 < longest <= 20
+
+
+@pytest.mark.parametrize("name", dashboards.NAMES)
+def test_a_panel_is_empty_with_native_histograms_only_where_it_is_with_classic_ones(
+    world: World, name: str
+) -> None:
+    count = f'modus:agent_run_duration_count:increase6h{{agent_id="{BUSY}"}} > 0'
+    for prometheus in (world.native, world.classic):
+        wait_for("a run ends", lambda p=prometheus: p.query(count))
+
+    def shown(prometheus: Prometheus) -> set[str]:
+        asked = dashboards.queries(dashboards.load(name), agent=str(BUSY), time_range="5m")
+        return {query.panel for query in asked if prometheus.query(query.expr)}
+
+    both = shown(world.native), shown(world.classic)
+    assert both[0] == both[1]
+    if name == "agent":
+        assert both[0] >= {"Run durations", "Run duration percentiles", "Runs within expected duration"}
 
 
 # --- restarts, kills and changes of format ---
