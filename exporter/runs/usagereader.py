@@ -179,11 +179,11 @@ class UsageReader:
             self._next = self._deadline.monotonic() + max(LOOK_AGAIN, self._settings.refresh_interval)
         if before is not None and before.reason == failure.reason:
             return
-        why = fields(reason=failure.reason, error=str(failure))
         if _is_off(failure) and self._settings.enabled == "auto":
+            why = fields(reason=failure.reason, error=str(failure))
             log.info("no usage is read: the token may not, or the API has no such report", extra=why)
         else:
-            log.warning("the usage report cannot be read", extra=why)
+            log.warning("the usage report cannot be read", extra=fields(**failure.told))
 
 
 def _is_off(failure: ApiError) -> bool:
