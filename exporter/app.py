@@ -74,7 +74,6 @@ class App:
             self._client, self._ledger, settings(config, shard), reload_state=lambda: self._reloaded
         )
         self._protobuf = protobuf.Writer()
-        self._greeting = KeptThreads(1, "greeting")
         self._others = ProcessCollector(registry=None), PlatformCollector(registry=None)
 
     def metrics(self, timeout: float | None, form: Format) -> Iterator[bytes]:
@@ -110,8 +109,9 @@ class App:
 
     def greet(self) -> None:
         """Find out, beside all else, whether the API takes the token, and say it in the log."""
-        work = partial(greet, self._client, settings(self._config, self._shard).selection)
-        self._greeting.submit(work)
+        thread = KeptThreads(1, "greeting")
+        thread.submit(partial(greet, self._client, settings(self._config, self._shard).selection))
+        thread.close()  # it ends when that is done
 
     def contact(self) -> Contact:
         """Whether the API answers; may be called in any thread, and waits for nothing."""
@@ -141,7 +141,6 @@ class App:
         else:
             log.error("the disk does not answer: what was counted last is not durable")
         self._client.close()
-        self._greeting.close()
 
     def _use(self, config: Config) -> Config:
         for path, now, then in (
