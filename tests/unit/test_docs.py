@@ -33,6 +33,15 @@ def test_every_flag_is_in_the_readme(flag: str) -> None:
     assert f"`{flag}`" in README
 
 
+@pytest.mark.parametrize("action", [a for a in _parser()._actions if a.dest not in ("help", "version")])
+def test_every_flag_has_its_environment_variable(action: Any) -> None:
+    flag = action.option_strings[-1]
+    name = "MODUS_EXPORTER_" + flag.removeprefix("--").replace(".", "_").replace("-", "_").upper()
+    value = "true" if action.nargs == 0 else next(iter(action.choices or ("1",)))
+    expected = flag if action.nargs == 0 else f"{flag}={value}"
+    assert from_environment(_parser(), [], {name: value}) == [expected]
+
+
 def test_the_environment_variables_that_the_readme_names_set_a_flag() -> None:
     named = re.findall(r"`(MODUS_EXPORTER_\w+)(?:=(\w+))?`", README)
     assert len(named) >= 3
