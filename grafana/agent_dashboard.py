@@ -162,10 +162,10 @@ def open_runs(key: int, at: At) -> Json:
         (key, "Open runs", "s", at),
         f"The oldest open run per agent and status, and how many the API counts. The {q.TOP} oldest of each.",
         {
-            "Oldest": (oldest, wide(100, in_colour(WAITING_AGE, decimals=1))),
+            "Oldest": (oldest, wide(100, **in_colour(WAITING_AGE, decimals=1))),
             "Open": (
                 f"{q.named(q.OPEN_COUNTS)} and on ({q.KEY}, status) {oldest}",
-                wide(64, {"unit": "short", "decimals": 0}),
+                wide(64, unit="short", decimals=0),
             ),
         },
         sort="Oldest",

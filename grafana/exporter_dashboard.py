@@ -102,8 +102,8 @@ def health(key: int) -> list[Json]:
             interval="1m",
         ),
         graph(
-            (key + 5, "API requests by code", "reqps", (12, 3, 12, 6)),
-            "Requests per second by HTTP status, or by what went wrong before there was one: green answered, "
+            (key + 5, "API requests a second by code", "short", (12, 3, 12, 6)),
+            "By HTTP status, or by what went wrong before there was one: green answered, "
             "orange refused, red failed.",
             over_time(f"sum by (code) ({rate})", "{{code}}"),
             interval="1m",
@@ -127,6 +127,7 @@ def latency(key: int, at: At) -> Json:
                 "p95 list_runs": BLUE,
                 "p95 get_run": PURPLE,
                 "p95 list_agents": "light-purple",
+                "p95 get_usage": ORANGE,
             }
         ),
     )
@@ -174,22 +175,22 @@ def exporters(key: int, at: At) -> Json:
         f"The exporters of the selected jobs, the first {rows}. Config: whether the file was loaded when it "
         "last changed. CPU: cores used over the last hour.",
         {
-            "Up": (each(f"up{{{q.JOB}}}"), wide(56, yes_no)),
+            "Up": (each(f"up{{{q.JOB}}}"), wide(56, **yes_no)),
             "Build": (
                 each(f"modus_exporter_build_info{{{q.JOB}}}", "instance, version"),
                 HIDDEN,
             ),
-            "Agents": (each(f"modus_exporter_agents{{{q.JOB}}}"), wide(76, NUMBER)),
-            "Config": (each(f"modus_exporter_config_last_reload_successful{{{q.JOB}}}"), wide(72, yes_no)),
+            "Agents": (each(f"modus_exporter_agents{{{q.JOB}}}"), wide(76, **NUMBER)),
+            "Config": (each(f"modus_exporter_config_last_reload_successful{{{q.JOB}}}"), wide(72, **yes_no)),
             "Memory": (
                 each(f"process_resident_memory_bytes{{{q.JOB}}}"),
-                wide(88, {"unit": "bytes", "decimals": 0}),
+                wide(88, unit="bytes", decimals=0),
             ),
             "CPU": (
                 each(f"rate(process_cpu_seconds_total{{{q.JOB}}}[1h])"),
-                wide(72, {"unit": "percentunit", "decimals": 1}),
+                wide(72, unit="percentunit", decimals=1),
             ),
-            "Running for": (each(q.age(f"process_start_time_seconds{{{q.JOB}}}")), wide(108, SECONDS)),
+            "Running for": (each(q.age(f"process_start_time_seconds{{{q.JOB}}}")), wide(108, **SECONDS)),
         },
         sort="Running for",
         labels={"instance": "Exporter", "version": "Version"},
@@ -205,13 +206,13 @@ def oldest_data(key: int, at: At) -> Json:
         "Since the last successful read of an agent, and since its whole lookback was compared with the "
         f"list of runs; its failed reads and missed runs in the time range. The first {q.TOP}.",
         {
-            "Last read": (oldest, wide(84, in_colour(READ_AGE, decimals=0))),
-            "Read errors": (q.of(oldest, errors_in_range), wide(96, {"unit": "short", "decimals": 0})),
+            "Last read": (oldest, wide(84, **in_colour(READ_AGE, decimals=0))),
+            "Read errors": (q.of(oldest, errors_in_range), wide(96, unit="short", decimals=0)),
             "Last compared": (
                 q.of(oldest, q.age(q.LAST_RECONCILED)),
-                wide(116, in_colour(COMPARED_AGE, decimals=0)),
+                wide(116, **in_colour(COMPARED_AGE, decimals=0)),
             ),
-            "Missed": (q.of(oldest, q.MISSED), wide(72, in_colour(SOON, unit="short", decimals=0))),
+            "Missed": (q.of(oldest, q.MISSED), wide(72, **in_colour(SOON, unit="short", decimals=0))),
         },
         sort="Last read",
         noValue=NO_DATA,

@@ -126,14 +126,14 @@ def failing(key: int, at: At) -> Json:
                 shown,
                 wide(
                     108,
-                    in_colour(
+                    **in_colour(
                         thresholds((None, RED)),
                         decimals=1,
                         mappings=mapping((-1, "never succeeded", RED)),
                     ),
                 ),
             ),
-            "In a row": (q.of(shown, q.IN_A_ROW), wide(68, {"unit": "short", "decimals": 0})),
+            "In a row": (q.of(shown, q.IN_A_ROW), wide(68, unit="short", decimals=0)),
         },
         sort="No success for",
         noValue="No agent is known to fail",
@@ -181,24 +181,25 @@ def all_agents(key: int, at: At) -> Json:
         {
             "State": (
                 q.named(q.STATE),
-                wide(112, {"mappings": STATE_NAMES, "custom__cellOptions": COLOURED_CELL}),
+                {"mappings": STATE_NAMES, "custom__cellOptions": COLOURED_CELL},
             ),
-            "Last success": (q.named(q.age(q.SUCCEEDED)), wide(108, SECONDS)),
-            "Last run": (q.named(q.age(q.STARTED)), wide(95, SECONDS)),
-            "Open run age": (q.named(q.age(q.OPEN)), wide(112, SECONDS)),
-            "Runs": (q.named(q.ended(q.RANGE)), wide(72, NUMBER)),
-            "Failed": (q.named(q.ended(q.RANGE, match=q.ERROR)), wide(72, NUMBER)),
+            "Last success": (q.named(q.age(q.SUCCEEDED)), SECONDS),
+            "Last run": (q.named(q.age(q.STARTED)), SECONDS),
+            "Open run age": (q.named(q.age(q.OPEN)), SECONDS),
+            "Runs": (q.named(q.ended(q.RANGE)), wide(72, **NUMBER)),
+            "Failed": (q.named(q.ended(q.RANGE, match=q.ERROR)), wide(72, **NUMBER)),
             "Failure ratio": (
                 q.named(q.enough(q.failure_ratio(q.RANGE, q.KEY), q.RANGE, q.KEY)),
-                wide(105, in_colour(RATIO, unit="percentunit", decimals=1)),
+                in_colour(RATIO, unit="percentunit", decimals=1),
             ),
-            "In a row": (q.named(q.IN_A_ROW), wide(82, in_colour(IN_A_ROW, decimals=0))),
-            "p95": (q.named(q.quantile(0.95, q.durations(q.RANGE, q.KEY))), wide(90, SECONDS)),
+            "In a row": (q.named(q.IN_A_ROW), wide(82, **in_colour(IN_A_ROW, decimals=0))),
+            "p95": (q.named(q.quantile(0.95, q.durations(q.RANGE, q.KEY))), SECONDS),
             "Read": (
                 q.named(q.READ),
-                wide(100, {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT}),
+                {"mappings": READ_NAMES, "custom__cellOptions": COLOURED_TEXT},
             ),
         },
         sort="State",
+        name_width=240,
         labels={"agent_name": "Agent", "cluster": "Cluster", "namespace": "Namespace", "job": "Job"},
     )

@@ -9,7 +9,7 @@ Head = tuple[int, str, str, At]  # id (for good), title, unit, place
 # Red: act now. Orange: soon. Green: fine. Blue and purple: neutral. Grey: nothing can be said.
 RED, ORANGE, GREEN, BLUE, PURPLE, GREY = "red", "orange", "green", "blue", "purple", "#8e8e8e"
 NO_DATA = "No data: is Prometheus scraping modus-exporter?"
-LABEL_WIDTHS = {"cluster": 110, "namespace": 110, "job": 110, "status": 130, "version": 80}  # pixels
+LABEL_WIDTHS = {"status": 130, "version": 80}  # pixels
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 AGENT_LINK = {
     "title": "Details of this agent",
@@ -43,9 +43,9 @@ def override(name: str, **properties: Any) -> Json:
     }
 
 
-def wide(pixels: int, settings: Json) -> Json:
-    """The settings of a column that is so wide; what is left is for the columns without a width."""
-    return settings | {"custom__width": pixels}
+def wide(pixels: int | None, **settings: Any) -> Json:
+    """The settings of a column that is so wide; columns without a width share what is left."""
+    return settings | ({"custom__width": pixels} if pixels else {})
 
 
 def colours(by_name: dict[str, str]) -> list[Json]:
@@ -154,22 +154,24 @@ def table(
     columns: dict[str, tuple[str, Json]],
     sort: str,
     labels: dict[str, str] | None = None,
+    name_width: int | None = None,
     **more: Any,
 ) -> Json:
     """A row per agent, or per set of `labels` (label: column title).
 
     `columns` maps a column's title to its query and the settings of its cells. Labels without a title are
     hidden but stay in the data: the link to the agent's dashboard takes agent_id from there, and rows of two
-    installations stay two. A label is text, whatever the unit: an id looks like a number.
+    installations stay two. A label is text, whatever the unit: an id looks like a number. `name_width` is the
+    first column's, in pixels.
     """
     labels = labels or {"agent_name": "Agent"}
     hidden = [name for name in ("cluster", "namespace", "job", "agent_id") if name not in labels]
     queries = [{**now(expr), "format": "table"} for expr, _ in columns.values()]
     values = [f"Value #{ref}" for ref in "ABCDEFGHIJ"[: len(columns)]] if len(columns) > 1 else ["Value"]
     cells = [override(name, **settings) for name, (_, settings) in columns.items() if settings]
-    first, *others = labels.items()  # the first names the row: it gets the room that the others leave
-    cells += [override(first[1], unit="string", custom__minWidth=130)]
-    cells += [override(title, unit="string", custom__width=LABEL_WIDTHS[label]) for label, title in others]
+    first, *others = labels  # the first names the row
+    cells += [override(labels[first], **wide(name_width, unit="string", custom__minWidth=130))]
+    cells += [override(labels[label], **wide(LABEL_WIDTHS.get(label), unit="string")) for label in others]
     cells += [override(name, unit="string", **HIDDEN) for name in hidden]
     link = [override("Agent", links=[AGENT_LINK])]
     organize = {
