@@ -187,6 +187,31 @@ def test_a_longer_lookback_counts_no_forgotten_run_again(path: str, clock: Clock
     longer.close()
 
 
+def test_what_may_come_back_is_not_forgotten(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    for _ in range(20):
+        record(book, a_run("wf:1"))
+        clock.advance(4000)
+    assert finished(book) == 1
+    assert book.agents()[AGENT].ids_number == 1
+    book.close()
+
+
+def test_a_longer_lookback_counts_no_forgotten_run_again_in_whatever_order_they_came(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock)
+    runs = a_run("wf:1"), a_run("wf:2", start=START - 7200, end=START - 7000)
+    record(book, *runs)
+    for _ in range(2):
+        clock.advance(1.2 * DAY)
+        record(book)
+    book.lookback = 30 * DAY
+    record(book, *runs)
+    assert finished(book) == 2
+    book.close()
+
+
 def test_a_run_counted_late_in_its_life_is_not_followed_again_from_a_stale_list(
     path: str, clock: Clock
 ) -> None:
@@ -240,9 +265,10 @@ def test_a_run_with_an_end_alone_has_no_duration(path: str, clock: Clock) -> Non
 
 def test_a_run_that_names_its_start_only_while_it_is_open_has_a_duration(path: str, clock: Clock) -> None:
     book = ledger(path, clock)
-    record(book, a_run("wf:1", "running", end=None, duration_ms=None))
-    record(book, a_run("wf:1", start=None, duration_ms=None))
-    assert totals(book).durations.sum == 30
+    for start, sum_ in ((None, 30), (START - 90, 50)):
+        record(book, a_run(f"wf:{start}", "running", end=None, duration_ms=None))
+        record(book, a_run(f"wf:{start}", start=start, duration_ms=None))
+        assert totals(book).durations.sum == sum_  # where it names one then, that counts
     book.close()
 
 
@@ -250,6 +276,7 @@ def test_a_duration_alone_is_enough(path: str, clock: Clock) -> None:
     book = ledger(path, clock)
     record(book, a_run(start=None, end=None))
     assert (finished(book), totals(book).durations.sum) == (1, 30)
+    assert not any(totals(book).durations.exemplars or ())  # which would need an instant
     book.close()
 
 
@@ -384,6 +411,7 @@ def test_a_run_in_a_status_nobody_can_list_is_followed_no_longer_than_the_lookba
     clock.advance(DAY)
     record(book)
     assert book.agents()[AGENT].open.keys() == {"wf:2"}
+    assert totals(book).missed["vanished"] == 1
     book.close()
 
 
@@ -493,6 +521,8 @@ def test_name_and_type_of_an_agent_are_those_of_its_newest_run(path: str, clock:
         book.record(AGENT, reading(newest, now=clock(), newest=newest))
     state = book.agents()[AGENT]
     assert (state.name, state.type) == ("Invoice triage", "agent")
+    book.record(AGENT, reading(now=clock(), newest=a_run(start=None)))
+    assert book.agents()[AGENT].last_start == START - 100
     book.close()
 
 
@@ -503,6 +533,15 @@ def test_where_the_api_names_no_end_it_is_the_start_and_the_duration(path: str, 
     record(book, a_run(start=START - 2 * DAY, end=None, duration_ms=1000 * (2 * DAY + 30)))
     assert totals(book).last_end == {"completed": START + 30}
     assert finished(book) == 1
+    book.close()
+
+
+@pytest.mark.parametrize("ahead", [30 * DAY, -30 * DAY])
+def test_an_end_is_ahead_when_it_is_by_both_clocks(path: str, clock: Clock, ahead: float) -> None:
+    book = ledger(path, clock)
+    start, end = START + ahead, START + max(ahead, 0.0) - 5
+    record(book, a_run("wf:1", start=start, end=end, duration_ms=1), now=START + ahead)
+    assert totals(book).last_end == {"completed": end}
     book.close()
 
 
@@ -548,4 +587,23 @@ def test_an_open_run_and_what_becomes_of_it_is_written(path: str, clock: Clock) 
         record(book, a_run("wf:1", status, end=None, duration_ms=None))
         book.commit()
         assert read_state(path).agents[AGENT].open["wf:1"].status == status
+    book.close()
+
+
+def test_a_trigger_type_of_the_base_is_shown_with_its_value_at_once(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1", trigger="carrier pigeon"), a_run("wf:2", trigger=None))
+    book.commit()
+    by_trigger = book.shown(AGENT)[1].finished["completed"]  # type: ignore[index, union-attr]
+    assert (by_trigger["carrier pigeon"], by_trigger["unknown"]) == (1, 1)
+    book.close()
+
+
+def test_what_was_shown_does_not_change_when_more_is_recorded(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    record(book, a_run("wf:1", "running", end=None, duration_ms=None))
+    shown = book.shown(AGENT)
+    record(book, a_run("wf:1"))
+    assert shown is not None
+    assert shown[0].open.keys() == {"wf:1"}
     book.close()

@@ -478,6 +478,47 @@ def test_when_more_comes_than_is_read_the_gaps_stay_few_and_nothing_is_skipped()
     assert set(runs.starts[:-5]) <= seen | set(further)
 
 
+def test_two_stretches_that_become_one_are_both_read() -> None:
+    runs = RunsList(*every(1, 1000))
+    stretches = [range(100 * n + 10, 100 * n + 50) for n in range(1, MAX_BACKLOGS + 1)]
+    backlogs = (Backlog(runs.starts[part[-1]], 10, str(part[0]), pages=1) for part in stretches)
+    page, mark = runs.newest(Watermark(NOW - 30, NOW, NOW - 30, backlogs=tuple(backlogs)))
+    assert len(mark.backlogs) == MAX_BACKLOGS
+    read = {*starts_of(page), *walk(mark, runs.ask)[0]}
+    assert read >= {runs.starts[n] for part in (range(30), *stretches) for n in part}
+
+
+def test_a_search_goes_on_when_a_newer_walk_has_come_further_down() -> None:
+    runs = RunsList(*every(1, 200))
+    newer, search = Backlog(runs.starts[90], 10, "70"), Backlog(runs.starts[80], 10, "10", since=NOW)
+    starts, mark = walk(Watermark(NOW, NOW, NOW, backlogs=(newer, search)), runs.ask)
+    assert set(starts) >= set(runs.starts[10:90])
+    assert mark.backlogs == ()
+
+
+def test_a_refusal_of_the_first_page_is_no_refusal_of_a_token() -> None:
+    asked = []
+
+    def ask(token: str | None, size: int) -> RunsPage:
+        asked.append(token)
+        raise ApiError("server_error", "no answer")
+
+    with pytest.raises(ApiError, match="no answer"):
+        walk(Watermark(NOW, NOW, NOW, backlogs=(Backlog(NOW - HOUR, 10),)), ask)
+    assert asked == [None]
+
+
+def test_a_newest_run_that_was_seen_by_a_clock_that_was_ahead_settles_all_the_same() -> None:
+    runs = RunsList(*every(1, 300))
+    mark = Watermark(NOW - 1, NOW + HOUR, NOW - HOUR)
+    for _ in range(2):
+        _, mark = runs.read(mark)
+        runs.now += MARGIN
+    runs.newest(mark, size=5)
+    runs.newest(mark, size=5)
+    assert runs.asked == [(None, 5)]
+
+
 def test_a_search_from_the_top_still_begins_there_when_it_is_joined_with_another_gap() -> None:
     search = Backlog(NOW - DAY, 10, since=NOW - 5)
     backlogs = (*(Backlog(NOW - HOUR, 10, str(number)) for number in range(1, MAX_BACKLOGS)), search)
