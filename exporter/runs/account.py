@@ -118,7 +118,7 @@ class Account:
         for key in reading.malformed:
             self._note_malformed(key, reading.now, lines)
         for search in reading.searched:
-            self._forget_vanished(search, reading.now, lines)
+            self._forget_vanished(search, reading.now, lookback, lines)
         if reading.unreachable:
             self.own().missed["unreachable"] += reading.unreachable
             self._say(lines, NOT_LISTED, number=reading.unreachable)
@@ -250,9 +250,12 @@ class Account:
         self.own().missed["malformed"] += 1
         self._say(lines, "a run cannot be read: it is counted as missed", run_id=label(key))
 
-    def _forget_vanished(self, search: Backlog, now: float, lines: dict[str, int]) -> None:
-        """Give up open runs that a search should have met: the platform no longer has them."""
-        oldest = min(search.since or 0.0, now) - LATEST_INDEX  # a replica may lag, the clock may step back
+    def _forget_vanished(self, search: Backlog, now: float, lookback: float, lines: dict[str, int]) -> None:
+        """Give up open runs that a search of the whole lookback should have met: they are gone."""
+        since = min(search.since or 0.0, now)
+        if search.floor > since - lookback:
+            return
+        oldest = since - LATEST_INDEX  # a replica may lag, the clock may step back
         for id_, run in list(self.state.open.items()):
             if run.seen < oldest and (run.start is None or run.start >= search.floor):
                 del self.state.open[id_]

@@ -54,6 +54,7 @@ class OpensMemory:
     since: float = 0.0  # when it arose, by the API's clock
     checked: float | None = None  # monotonic seconds of the newest listing that came to its end
     listing: Listing | None = None
+    sought: frozenset[str] = frozenset()  # ids of which a walk down to their starts has told nothing so far
 
 
 class SingleRunRoute:
@@ -95,8 +96,8 @@ def check(
         return
     reading.opens_listed = True
     gone = {id_: run for id_, run in known.open.items() if id_ in unmet}
-    _settle(api, reading, gone, route, limits, known)
-    memory = OpensMemory(None, memory.since, now)
+    sought = _settle(api, reading, gone, route, limits, known)
+    memory = OpensMemory(None, memory.since, now, sought=sought)
     if not _searching(reading.watermark):
         explained = _difference(counts, known, reading)
         since = memory.since if explained == before else reading.now
@@ -156,8 +157,11 @@ def _settle(
     route: SingleRunRoute,
     limits: "Limits",
     known: "Known",
-) -> None:
-    """Find out what became of open runs that are in no open list."""
+) -> frozenset[str]:
+    """Find out what became of open runs that are in no open list; returns the ids of which a walk may tell.
+
+    A run that is not where its start says is looked for in the whole lookback the next time.
+    """
     unsettled = dict(gone)
     if len(gone) <= MAX_SINGLE_RUNS:
         for id_, run in gone.items():
@@ -166,9 +170,11 @@ def _settle(
                 reading.runs.append(answer)
                 del unsettled[id_]
     if not unsettled:
-        return
-    oldest = reading.now - limits.lookback
+        return frozenset()
+    oldest, sought = reading.now - limits.lookback, reading.memory.opens.sought
     floor = min(oldest if run.start is None else run.start for run in unsettled.values())
+    if not sought.isdisjoint(unsettled):
+        floor = min(floor, oldest)
     search = Backlog(floor, limits.page_size, since=reading.now)
     mark = structs.replace(reading.watermark, backlogs=(*reading.watermark.backlogs, search))
     reading.watermark = mark
@@ -177,6 +183,7 @@ def _settle(
     )
     for page, watermark in walk:
         reading.take(page, watermark)
+    return frozenset(unsettled)
 
 
 def single_run(api: "AgentApi", run: OpenRun, route: SingleRunRoute) -> RunDetails | None:
@@ -185,7 +192,7 @@ def single_run(api: "AgentApi", run: OpenRun, route: SingleRunRoute) -> RunDetai
     Raises ApiError `deadline`.
     """
     deadline = api.deadline
-    if deadline.monotonic() < route.closed_until:
+    if not run.workflow_id or deadline.monotonic() < route.closed_until:
         return None
     try:
         answer = api.run(run, deadline.within(deadline.left() / SINGLE_RUN_SHARE))

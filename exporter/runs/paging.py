@@ -136,8 +136,7 @@ class _Walk:
         try:
             return next(self._pages)
         except ApiError as error:
-            refused = self.backlog.token is not None and error.reason not in NOT_THE_TOKEN
-            if not refused or not self.useful:
+            if error.reason in NOT_THE_TOKEN or not self.useful:
                 raise
         self.repeats = self.backlog.pages
         self.backlog = replace(self.backlog, token=None, pages=0)

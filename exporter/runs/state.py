@@ -6,7 +6,7 @@ Instants are Unix seconds of the API's clock, durations seconds.
 import msgspec
 
 from exporter.histogram import Exemplar, Histogram
-from exporter.modus.model import Run
+from exporter.modus.model import LONGEST_RUN_ID, Run
 from exporter.modus.usage import Used
 
 SCHEMA_VERSION = 2  # of the stores
@@ -43,7 +43,7 @@ class Watermark(msgspec.Struct, frozen=True, gc=False):
 class OpenRun(msgspec.Struct, gc=False):
     """A run that had not ended when it was last seen."""
 
-    workflow_id: str
+    workflow_id: str  # empty: too long to be kept for each; such a run is not asked for by itself
     temporal_run_id: str | None
     start: float | None
     status: str
@@ -52,7 +52,10 @@ class OpenRun(msgspec.Struct, gc=False):
     @classmethod
     def of(cls, run: Run, seen: float) -> "OpenRun":
         """The run as it was shown at `seen`."""
-        return cls(run.workflow_id, run.temporal_run_id, run.start, run.status, seen)
+        asked_for = run.workflow_id, run.temporal_run_id
+        if len("".join(filter(None, asked_for))) > LONGEST_RUN_ID:
+            asked_for = "", None
+        return cls(*asked_for, run.start, run.status, seen)
 
 
 class FailureRow(msgspec.Struct, gc=False):

@@ -258,6 +258,39 @@ def test_an_open_run_that_the_platform_removed_is_given_up_and_counted_as_missed
     assert world.agent.missed["vanished"] == 1
 
 
+def test_an_open_run_that_is_not_where_its_start_says_is_found_and_not_missed(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, single_run=False, page_size=10, reconcile_interval=0.0)
+    world.history(60, apart=60)
+    odd = world.modus.start_run(AGENT, override={"startedAt": iso(world.clock() + 7200)})
+    world.history(60, apart=300)
+    world.scrapes(4)
+    world.modus.end_run(odd, "error")
+    assert world.scrapes(30)["error"] == 1
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_an_open_run_from_before_the_lookback_that_vanished_is_given_up(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, single_run=False, page_size=10, reconcile_interval=0.0, lookback=3600.0)
+    gone = world.modus.start_run(AGENT)
+    world.history(60, apart=300)
+    world.scrapes(4)
+    world.modus.vanish(gone)
+    world.scrapes(30)
+    assert world.missed == {"vanished": 1}
+    world.exporter.close()
+
+
+def test_an_open_run_with_an_id_too_long_to_keep_is_found_by_the_list() -> None:
+    world = World()
+    deep = world.modus.start_run(AGENT, workflow_id="w" * 1000)
+    world.history(250, apart=300)
+    world.scrape()
+    world.modus.end_run(deep, "error")
+    assert world.scrape()["error"] == 1
+    assert "get_run" not in world.asked
+
+
 def test_a_change_that_the_counts_hide_is_found_by_the_check_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
