@@ -11,6 +11,7 @@ from datetime import UTC
 RESOLUTION = 2.0  # seconds: a Date header nearer than this says nothing about the clock
 SOURCES = 15  # agents whose latest answers are remembered
 ANSWERS = 3  # of each
+STALE = 600.0  # seconds after which who was silent has no voice: an agent that is gone outvotes nobody
 ALONE = 86400.0  # seconds a single answer may be off and be believed, while there is no other
 NONSENSE = 100 * 365 * 86400.0  # seconds: no clock of a server is off by a hundred years
 
@@ -34,7 +35,7 @@ class ApiClock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._said: OrderedDict[Hashable, deque[float]] = OrderedDict()
+        self._said: OrderedDict[Hashable, deque[tuple[float, float]]] = OrderedDict()  # (read at, skew)
         self._skew = 0.0
 
     def skew(self, date: str, ours: float, source: Hashable) -> float:
@@ -48,15 +49,16 @@ class ApiClock:
         with self._lock:
             said = self._said.setdefault(source, deque(maxlen=ANSWERS))
             self._said.move_to_end(source)
-            said.append(at - ours)
+            said.append((ours, at - ours))
             if len(self._said) > SOURCES:
                 self._said.popitem(last=False)
             if abs(at - ours - self._skew) > RESOLUTION:
-                self._skew = self._median()
+                self._skew = self._median(ours)
             return self._skew
 
-    def _median(self) -> float:
-        skews = [skew for said in self._said.values() for skew in said]
+    def _median(self, now: float) -> float:
+        fresh = [said for said in self._said.values() if abs(now - said[-1][0]) < STALE]
+        skews = [skew for said in fresh for _, skew in said]
         if len(skews) == 1 and abs(skews[0]) > ALONE:
             return 0.0
         # of two in the middle that which is nearer to our own clock

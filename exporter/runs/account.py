@@ -109,6 +109,7 @@ class Account:
         lines: dict[str, int],
     ) -> None:
         """Count what ended, follow what is open; `clock` is ours, `lines` the scrape's log lines by text."""
+        self._follow_clock(reading.now)
         for run in reading.runs:
             if run.id not in self.counted:  # also when the index still shows it as open
                 if run.ended:
@@ -134,13 +135,18 @@ class Account:
         if not self.state.unread:
             self.changed = self.state.unread = True
 
+    def _follow_clock(self, now: float) -> None:
+        """Where the API's clock stepped back before an instant, it is now: what ends from now on is later."""
+        for name, ago in (("base", 0.0), ("watched_since", KEEP), ("last_reconciled", 0.0)):
+            instant = getattr(self.state, name)
+            if instant is not None and instant > now:
+                setattr(self.state, name, now - ago)  # and what ended until the step was noticed
+                self.changed = True
+
     def _note(self, reading: Reading, clock: Callable[[], float]) -> None:
         """Take over what a reading found besides runs."""
         state, newest = self.state, reading.newest
         news: dict[str, object] = {"watermark": reading.watermark, "unread": reading.error is not None}
-        for name in ("base", "watched_since", "last_reconciled"):  # a clock that stepped back: as it is now
-            if (instant := getattr(state, name)) is not None and instant > reading.now:
-                news[name] = reading.now
         if newest:
             news["name"] = newest.agent_name or state.name
             news["type"] = newest.agent_type or state.type

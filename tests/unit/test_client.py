@@ -636,6 +636,15 @@ def test_an_odd_first_answer_is_outvoted_by_the_next(modus, connect):
     assert skews(modus, client, 1, "Wed, 01 Jul 2026 11:00:00 GMT") == [0]
 
 
+def test_agents_that_are_gone_outvote_nobody(modus, connect):
+    ours = [OURS]
+    client = connect(clock=lambda: ours[0])
+    for agent_id in (1, 2):
+        skews(modus, client, agent_id, "Wed, 01 Jul 2026 10:00:00 GMT", times=3)
+    ours[0] += 700
+    assert skews(modus, client, 3, "Wed, 01 Jul 2026 12:11:40 GMT", times=3)[-1] == 3600
+
+
 @pytest.mark.parametrize("agents", [1, 2, 50])
 def test_a_clock_that_really_steps_is_believed_within_some_answers(modus, connect, agents):
     client = connect(clock=lambda: OURS)

@@ -607,3 +607,13 @@ def test_what_was_shown_does_not_change_when_more_is_recorded(path: str, clock: 
     assert shown is not None
     assert shown[0].open.keys() == {"wf:1"}
     book.close()
+
+
+def test_what_ends_after_the_clock_of_the_api_stepped_back_counts_whatever_start_it_names(
+    path: str, clock: Clock
+) -> None:
+    book = ledger(path, clock)
+    record(book)
+    record(book, a_run(start=START - 2 * DAY, end=START - 3590), now=START - 3500)
+    assert finished(book) == 1
+    book.close()
