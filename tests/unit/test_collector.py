@@ -25,6 +25,7 @@ from exporter.modus.errors import ApiError
 from exporter.modus.model import LONGEST_LABEL, AgentsPage, RunsPage
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Reading
+from exporter.runs.scrape import STRAGGLER
 from exporter.turn import TURN
 from tests.e2e.harness import wait_for
 from tests.simulation import BOUNDS, ILL, START, WELL, Clock, DirectApi, finished, settings
@@ -489,6 +490,7 @@ def test_a_caller_with_more_time_extends_the_scrape_that_another_one_began(gates
     wait_for("the first one asks", lambda: ILL in gates.waiting)
     second = in_background(lambda: collector.scrape(HANG))
     assert not first.result(HANG).complete
+    time.sleep(2 * STRAGGLER)  # without the second one it would be over
     gate.set()
     assert second.result(HANG).complete
     assert gates.waiting.count(ILL) == 3  # one pass
@@ -498,7 +500,9 @@ def test_a_result_that_a_short_deadline_cut_is_not_served_again_to_who_has_more_
     gate = gates.gates[ILL] = threading.Event()
     chosen = parallel(settings(ILL, WELL), default_timeout=0.5, min_interval=60.0)
     collector, _ = direct(gates.modus, chosen, api=gates)
-    assert not collector.scrape(0.5).complete
+    cut = collector.read(0.5)
+    assert cut.finished.wait(HANG)
+    assert not collector.snapshot(cut).complete
     gate.set()
     assert collector.scrape(HANG).complete
 
@@ -649,9 +653,9 @@ def test_a_reload_waits_for_the_pass_and_takes_all_of_its_counts_along(modus: Si
     exporter.close()
 
 
-def test_who_leaves_before_a_scrape_knows_its_agents_is_shown_those_of_the_last_one(gates: Gates) -> None:
-    collector, _ = direct(gates.modus, settings(ILL, WELL), api=gates)
-    collector.scrape(None)
+@contextmanager
+def under_way(collector: RunsCollector, gates: Gates, chosen: Settings) -> Iterator[None]:
+    """A reload that connects for as long as this lasts, and is over afterwards."""
     connecting, release = threading.Event(), threading.Event()
 
     def connect() -> Any:
@@ -659,30 +663,27 @@ def test_who_leaves_before_a_scrape_knows_its_agents_is_shown_those_of_the_last_
         release.wait(HANG)
         return gates
 
-    reload = in_background(lambda: collector.reload(connect, settings(ILL, WELL)))
+    reload = in_background(lambda: collector.reload(connect, chosen))
     assert connecting.wait(HANG)
-    shown = collector.scrape(0.05).agents
+    yield
     release.set()
     reload.result(HANG)
+
+
+def test_who_leaves_before_a_scrape_knows_its_agents_is_shown_those_of_the_last_one(gates: Gates) -> None:
+    collector, _ = direct(gates.modus, settings(ILL, WELL), api=gates)
+    collector.scrape(None)
+    with under_way(collector, gates, settings(ILL, WELL)):
+        shown = collector.scrape(0.05).agents
     assert [(agent.id, agent.up) for agent in shown] == [(ILL, False), (WELL, False)]
 
 
 def test_a_scrape_that_begins_during_a_reload_reads_with_what_the_reload_brings(gates: Gates) -> None:
     collector, _ = direct(gates.modus, settings(ILL), api=gates)
     assert collector.scrape(HANG).complete
-    entered, release = threading.Event(), threading.Event()
-
-    def connect() -> Any:
-        entered.set()
-        release.wait(HANG)
-        return gates
-
-    reload = in_background(lambda: collector.reload(connect, settings(ILL, WELL)))
-    assert entered.wait(HANG)
-    collector.scrape(0.001)  # it begins, and waits for the reload
-    scrape = in_background(lambda: collector.scrape(HANG))
-    release.set()
-    reload.result(HANG)
+    with under_way(collector, gates, settings(ILL, WELL)):
+        collector.scrape(0.001)  # it begins, and waits for the reload
+        scrape = in_background(lambda: collector.scrape(HANG))
     assert [agent.up for agent in scrape.result(HANG * 2).agents] == [True, True]
 
 

@@ -617,3 +617,22 @@ def test_what_ends_after_the_clock_of_the_api_stepped_back_counts_whatever_start
     record(book, a_run(start=START - 2 * DAY, end=START - 3590), now=START - 3500)
     assert finished(book) == 1
     book.close()
+
+
+def test_what_is_much_is_committed_and_shown_in_pieces_of_whole_agents(
+    path: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.runs.ledger.PIECE", 100)
+    book = ledger(path, clock)
+    book.commit()  # what is there by then makes the file
+    for agent_id in range(5):
+        book.record(agent_id, reading(*(a_run(f"wf:{n}") for n in range(90)), now=clock()))
+
+    def shown() -> int:
+        return sum((book.shown(agent_id) or (None, None))[1] is not None for agent_id in range(5))
+
+    assert book.commit_piece()
+    assert 0 < shown() < 5
+    book.commit()
+    assert shown() == 5
+    book.close()

@@ -268,7 +268,9 @@ def test_an_idle_connection_ends_when_the_web_configuration_changes(ca, write, s
         assert closed_by_peer(sock)
 
 
-def test_an_idle_connection_ends_when_the_certificate_changes(ca, write):
+@contextlib.contextmanager
+def an_old_connection(ca, write):
+    """One that was answered before the certificate changed."""
     with (
         running(config=write(TLS % "")) as site,
         site.connect() as sock,
@@ -277,6 +279,11 @@ def test_an_idle_connection_ends_when_the_certificate_changes(ca, write):
         tls.sendall(KEEP)
         assert answered(tls) == 200
         ca.issue("server")
+        yield tls
+
+
+def test_an_idle_connection_ends_when_the_certificate_changes(ca, write):
+    with an_old_connection(ca, write) as tls:
         assert closed_by_peer(tls)
 
 
@@ -302,14 +309,7 @@ def test_a_connection_that_is_busy_when_the_web_configuration_changes_ends_after
 def test_a_request_on_an_old_tls_connection_is_not_answered(ca, write, monkeypatch):
     """Whoever is no longer admitted gets nothing, however soon he asks."""
     monkeypatch.setattr(server, "WATCH_SECONDS", 3600)
-    with (
-        running(config=write(TLS % "")) as site,
-        site.connect() as sock,
-        ca.client().wrap_socket(sock, server_hostname="127.0.0.1") as tls,
-    ):
-        tls.sendall(KEEP)
-        assert answered(tls) == 200
-        ca.issue("server")
+    with an_old_connection(ca, write) as tls:
         tls.sendall(KEEP)
         assert tls.recv(100) == b""
 
