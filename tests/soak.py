@@ -31,7 +31,7 @@ import requests
 
 from exporter.demo.simulator import Answer, Request, SimulatedModus, SimulatedRun
 from exporter.modus.model import OPEN_STATUSES
-from exporter.runs.account import MALFORMED
+from exporter.runs.ids import MALFORMED
 from exporter.runs.store import LedgerError, read_state
 from tests.e2e.harness import OPENMETRICS, Exporter, Scrape, audit, config, free_port, wait_for
 from tests.e2e.scarce import Fsync, few_threads

@@ -4,12 +4,12 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from zlib import crc32
 
 from exporter.histogram import Exemplar, Histogram
 from exporter.log import fields
 from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES, Run, RunDetails, label
-from exporter.runs.eligibility import counts, duration_of, was_over
+from exporter.runs.eligibility import counts, duration_of, end_of, was_over
+from exporter.runs.ids import MALFORMED, TIMELESS, add_checksum
 from exporter.runs.reader import Known, Reading
 from exporter.runs.reconcile import LATEST_INDEX
 from exporter.runs.runlog import RunLog
@@ -20,9 +20,6 @@ TRIGGER_TYPES = ("schedule", "webhook", "api", "slack", "manual")
 MAX_TRIGGER_TYPES = 20
 MAX_STATUSES = 20
 KEEP = 3600.0  # seconds an id is kept at least: an index may show a stale status for a while
-TIMELESS = 90 * 86400.0  # seconds that the id of what names no time is kept
-AHEAD = 86400.0  # seconds that an end may lie in the future; what is beyond is no end
-MALFORMED = "malformed "  # before what names an item that could not be decoded, among the ids
 NO_DURATION = "a run has no usable duration: it counts as finished and stays out of the histogram"
 NOT_LISTED = "runs that the API counts are not in its list: they are counted as missed"
 GONE = "an open run is gone from the API: it is counted as missed"
@@ -172,11 +169,8 @@ class Account:
         if was_open is not None:
             self.changed = True
         start = run.start if run.start is not None or was_open is None else was_open.start
-        duration, end = duration_of(run, start), run.end
-        if end is None and start is not None and duration is not None:
-            end = start + duration
-        if end is not None and end > max(now, clock()) + AHEAD:
-            end = None
+        duration = duration_of(run, start)
+        end = end_of(run, start, duration, max(now, clock()))
         if not counts(state, run, start, end, was_open=was_open is not None):
             known = state.totals.last_end
             self._note_end(self._bounded("statuses", label(run.status), known, MAX_STATUSES), end)
@@ -303,8 +297,3 @@ class Account:
 
 def _pairs(finished: Mapping[str, Mapping[str, int]]) -> set[tuple[str, str]]:
     return {(status, trigger) for status, triggers in finished.items() for trigger in triggers}
-
-
-def add_checksum(total: int, id_: str, over: float, sign: int = 1) -> int:
-    """The sum over an agent's counted ids with this row added (or taken away, with -1)."""
-    return (total + sign * crc32(f"{id_} {over!r}".encode())) % 2**53

@@ -11,8 +11,8 @@ from exporter.modus.errors import ApiError
 from exporter.modus.model import OPEN_STATUSES, Run, RunsPage
 from exporter.modus.pages import pages
 from exporter.runs import paging
-from exporter.runs.account import MALFORMED, TIMELESS
 from exporter.runs.eligibility import was_over
+from exporter.runs.ids import MALFORMED, TIMELESS
 from exporter.runs.reader import Limits
 from exporter.runs.report import find_targets, side_by_side, table
 from exporter.runs.schema import LedgerError

@@ -6,6 +6,7 @@ from exporter.modus.model import Run
 from exporter.runs.state import AgentState
 
 LONGEST_DURATION = 366 * 86400.0  # seconds; what is beyond is no duration
+AHEAD = 86400.0  # seconds that an end may lie in the future; what is beyond is no end
 
 
 def counts(state: AgentState, run: Run, start: float | None, end: float | None, *, was_open: bool) -> bool:
@@ -36,3 +37,11 @@ def duration_of(run: Run, start: float | None) -> float | None:
     else:
         return None
     return duration if 0 <= duration <= LONGEST_DURATION else None
+
+
+def end_of(run: Run, start: float | None, duration: float | None, now: float) -> float | None:
+    """The end that the API names, else start and duration; None when that is no usable instant."""
+    end = run.end
+    if end is None and start is not None and duration is not None:
+        end = start + duration
+    return None if end is not None and end > now + AHEAD else end

@@ -7,7 +7,7 @@ import msgspec
 
 from exporter.histogram import Exemplar, Histogram
 from exporter.modus.model import kept_id
-from exporter.runs.account import add_checksum
+from exporter.runs.ids import add_checksum
 from exporter.runs.state import AgentState, Backlog, Corruption, Meta, OpenRun, State, Totals, Watermark
 
 

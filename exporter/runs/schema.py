@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from exporter.runs import migration
-from exporter.runs.account import add_checksum
+from exporter.runs.ids import add_checksum
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Corruption, Meta, State, UsageState
 
 T = TypeVar("T")
