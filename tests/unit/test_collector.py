@@ -134,7 +134,8 @@ def test_an_agent_that_cannot_be_read_says_why_and_keeps_its_totals_while_the_ot
 ) -> None:
     reason, answer = FAULTS[name]
     release = threading.Event()
-    exporter = Exporter(modus, str(tmp_path / "state.db"), parallel(settings(ILL, WELL)), timeout=1.0)
+    timeout = 1.0 if name == "no answer" else HANG
+    exporter = Exporter(modus, str(tmp_path / "state.db"), parallel(settings(ILL, WELL)), timeout=timeout)
     before = exporter.scrape()
     assert all(agent.up for agent in before.values())
     modus.fault = lambda request: answer(modus, release) if request.agent_id == ILL else None
