@@ -1,6 +1,7 @@
 """The command line: flags and exit codes."""
 
 import argparse
+import difflib
 import gc
 import io
 import logging
@@ -35,7 +36,10 @@ class _Parser(argparse.ArgumentParser):
     where = ""  # what is parsed, other than the command line
 
     def error(self, message: str) -> NoReturn:
-        _complain(f"{self.where}{' '.join(message.split())}; see {self.prog} --help")
+        unknown = re.match("unrecognized arguments: (--[^ =]+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
+        hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+        _complain(f"{self.where}{' '.join(message.split())}; {hint}")
         sys.exit(2)
 
 

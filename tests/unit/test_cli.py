@@ -65,7 +65,8 @@ def test_a_variable_that_names_a_version_is_not_a_flag() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--no.such.flag"], "unrecognized arguments: --no.such.flag"),
+        (["--no.such.flag"], "unrecognized arguments: --no.such.flag; see modus-exporter --help"),
+        (["--web.listen-adress=:1"], "--web.listen-adress=:1; did you mean --web.listen-address?"),
         (["--log.level", "loud"], "--log.level"),
         (["--shard", "2", "--total-shards", "2"], "--shard: expected less than --total-shards (2), got 2"),
         (["--total-shards", "none"], "expected a whole number from 1 on, got 'none'"),
