@@ -23,6 +23,7 @@ from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection
 from exporter.modus.errors import ApiError
 from exporter.modus.model import LONGEST_LABEL, AgentsPage, RunsPage
+from exporter.modus.routes import LOOK_AGAIN
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Reading
 from exporter.runs.scrape import STRAGGLER
@@ -207,6 +208,23 @@ def test_the_line_of_an_agent_that_cannot_be_read_says_what_to_do(
     (record,) = [record for record in caplog.records if record.message == "agent cannot be read"]
     told = record.fields  # type: ignore[attr-defined]
     assert (told["reason"], told["hint"]) == ("forbidden", "give the token the scope agents:invoke")
+
+
+def test_c24_a_renamed_route_is_found_though_a_deleted_agent_is_always_asked_first(
+    modus: SimulatedModus,
+) -> None:
+    uptime = Clock()
+    exporter = Exporter(modus, None, settings(ILL, WELL), resource="auto", monotonic=uptime)  # one at a time
+    modus.resources = ("agents",)
+    assert exporter.scrape()[WELL].up
+    modus.remove_agent(ILL)
+    exporter.scrape()
+    modus.resources = ("workflows",)
+    for _ in range(3):
+        uptime.advance(LOOK_AGAIN + 1)
+        shown = exporter.scrape()
+    assert (shown[ILL].up, shown[WELL].up) == (False, True)
+    exporter.close()
 
 
 def test_many_agents_that_fail_at_once_are_a_few_lines(caplog: pytest.LogCaptureFixture) -> None:
