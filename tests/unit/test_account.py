@@ -1,14 +1,14 @@
 """What an agent's series show: the whole base first, new ones at 0, ends as the API says, gone when it is."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from exporter.demo.simulator import SimulatedModus
 from exporter.modus.errors import ApiError
-from exporter.runs.store import StateFile, StoreError
+from exporter.runs.store import StateFile, StoreError, read_state
 from tests.simulation import DAY, Clock, Exporter, finished, settings
 from tests.unit.test_ledger import AGENT, a_run, ledger, reading
 from tests.unit.test_reader import Recorded
@@ -52,12 +52,14 @@ def test_c2_a_first_commit_that_is_late_shows_nothing_before_the_base(tmp_path: 
 def test_c20_a_series_that_was_not_known_is_shown_at_0_once_and_then_rises(
     world: Recorded, restart: bool
 ) -> None:
+    world.history(3, apart=10)
     world.scrapes(2)
     for outcome, trigger in (("completed", "carrier pigeon"), ("timed_out", "api"), ("timed_out", "manual")):
         world.modus.start_run(AGENT, lasts=1.0, outcome=outcome, trigger=trigger)
     world.scrapes(1)
     assert world.agent.totals is not None
     born = world.agent.totals.finished
+    assert born["completed"]["manual"] == 3
     assert (born["completed"]["carrier pigeon"], born["timed_out"]["api"], born["timed_out"]["manual"]) == (
         0,
         0,
@@ -132,11 +134,47 @@ def test_c16_agents_that_are_gone_leave_a_lookback_later(tmp_path: Path) -> None
         kept.append(len(exporter.ledger.agents()))
     exporter.close()
     assert max(kept) <= 40
+    assert len(read_state(path).agents) == kept[-1]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_an_agent_that_left_while_the_disk_failed_leaves_the_file_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    clock, path = Clock(), str(tmp_path / "state.db")
+    book = ledger(path, clock)
+    for agent_id in (1, 2):
+        book.record(agent_id, reading(a_run("wf:1"), now=clock()))
+    book.commit()
+    clock.advance(2 * DAY)
+    book.end_scrape({2})  # which stays in use, however long nobody could read it
+    assert book.agents().keys() == {2}
+    monkeypatch.setattr(StateFile, "write", failing_once(written))
+    book.commit()
+    assert not book.up
+    book.commit()
+    assert book.up
+    book.close()
+    assert read_state(path).agents.keys() == read_state(path).counted.keys() == {2}
+
+
+def test_agents_that_are_not_in_use_are_known_as_unread(tmp_path: Path) -> None:
+    clock, path = Clock(), str(tmp_path / "state.db")
+    book = ledger(path, clock)
+    for agent_id in (1, 2):
+        book.record(agent_id, reading(now=clock()))
+    book.end_scrape({2})
+    book.close()
+    assert {agent_id: state.unread for agent_id, state in read_state(path).agents.items()} == {
+        1: True,
+        2: False,
+    }
 
 
 def test_an_agent_that_is_away_for_less_than_a_lookback_goes_on(world: Recorded) -> None:
     world.history(3, apart=10)
     world.scrapes(2)
+    created = world.agent.totals.created  # type: ignore[union-attr]
     world.modus.add_agent(8, "Another agent")
     world.exporter.collector.reload(lambda: world.exporter.api, settings(8))  # type: ignore[arg-type]
     for _ in range(10):
@@ -144,6 +182,7 @@ def test_an_agent_that_is_away_for_less_than_a_lookback_goes_on(world: Recorded)
         world.exporter.scrape()
     world.exporter.collector.reload(lambda: world.exporter.api, world.settings)  # type: ignore[arg-type]
     assert world.scrapes(3) == Counter(completed=13)
+    assert world.agent.totals.created == created  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("ahead", [0.9 * DAY, 3 * DAY])  # of which the latter is not believed at once
@@ -175,19 +214,61 @@ def test_c11_pages_that_are_too_large_are_asked_for_in_smaller_pieces(world: Rec
     assert world.agent.up
 
 
-def test_a_commit_that_fails_is_written_whole_by_the_next(
-    world: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    world.history(3, apart=10)
-    world.scrapes(2)
+def test_c11_what_was_too_large_is_not_asked_for_again_for_an_hour(world: Recorded) -> None:
+    world.scrapes(1)
+    ask, refused = world.exporter.api.runs, 0
+
+    def runs(agent_id: int, **query: object) -> object:
+        nonlocal refused
+        if int(str(query["page_size"])) > 30:
+            refused += 1
+            raise ApiError("bad_response", "more than 8 MiB", too_large=True)
+        return ask(agent_id, **query)  # type: ignore[arg-type]
+
+    world.exporter.api.runs = runs  # type: ignore[assignment, method-assign]
+    counts = []
+    for _ in range(7):
+        world.history(100, apart=1)
+        world.scrapes(1, apart=800)
+        counts.append(refused)
+    assert counts == [1, 1, 1, 1, 2, 2, 2]
+    assert world.agent.up
+
+
+def test_c11_an_answer_that_is_too_large_whatever_is_asked_for_is_an_error(world: Recorded) -> None:
+    asked: list[object] = []
+
+    def runs(agent_id: int, **query: object) -> object:
+        asked.append(query["page_size"])
+        raise ApiError("bad_response", "more than 8 MiB", too_large=True)
+
+    world.exporter.api.runs = runs  # type: ignore[assignment, method-assign]
+    world.scrape()
+    assert asked == [100, 25, 6, 1]
+    assert not world.agent.up
+
+
+def failing_once(written: bool) -> Callable[..., None]:
+    """A write that fails once, before or after the content was written."""
     write, failures = StateFile.write, iter([True])
 
     def fails_once(self: StateFile, *args: object, **more: object) -> None:
-        write(self, *args, **more)  # type: ignore[arg-type]
-        if next(failures, False):
+        fails = next(failures, False)
+        if written or not fails:
+            write(self, *args, **more)  # type: ignore[arg-type]
+        if fails:
             raise StoreError("nobody knows whether it was written")
 
-    monkeypatch.setattr(StateFile, "write", fails_once)
+    return fails_once
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_commit_that_fails_is_written_whole_by_the_next(
+    world: Recorded, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    world.history(3, apart=10)
+    world.scrapes(2)
+    monkeypatch.setattr(StateFile, "write", failing_once(written))
     world.history(2, apart=10)
     assert world.scrapes(1) == Counter(completed=5)
     world.restart()

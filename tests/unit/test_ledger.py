@@ -351,6 +351,9 @@ def test_other_buckets_are_refused_with_one_line_until_the_histogram_is_reset(
     anew = Ledger(path, (1.0, 2.0), lookback=DAY, reset_histogram=True, clock=clock)
     durations = totals(anew).durations
     assert (durations.buckets, finished(anew), durations.created) == ([0, 0, 0], 1, START + 60)
+    shown = anew.shown(AGENT)[1]  # type: ignore[index]
+    assert shown is not None
+    assert shown.durations.buckets == [0, 0, 0]
     anew.close()
     Ledger(path, (1.0, 2.0), lookback=DAY, clock=clock).close()
 

@@ -866,6 +866,58 @@ def test_a_reading_cut_short_after_its_first_page_makes_nothing_missed(tmp_path:
     world.exporter.close()
 
 
+def test_a_reading_cut_short_after_all_its_pages_makes_nothing_missed(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=100)
+    deep = world.modus.start_run(AGENT)
+    world.history(150, apart=60)
+    world.scrapes(15)
+    world.modus.end_run(deep, "error")
+    world.history(5, apart=1)
+    world.modus.fault = lambda request: world.modus.error(500) if "status" in request.query else None
+    world.scrapes(1)
+    assert not world.agent.up
+    world.modus.fault = None
+    assert world.scrapes(40) == Counter(completed=155, error=1)
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_a_search_over_several_scrapes_gives_nothing_up_before_its_end(tmp_path: Path) -> None:
+    limits = {"page_size": 10, "max_pages": 3, "reconcile_interval": 0.0, "lookback": 3600.0}
+    world = Recorded(tmp_path, single_run=False, **limits)
+    deep = world.modus.start_run(AGENT)
+    world.history(250, apart=60)
+    world.scrapes(20, apart=90)
+    while "list_runs running" not in world.asked:
+        world.scrapes(1, apart=90)
+    world.scrapes(6, apart=90)  # so long ago that it might be given up was it seen when it ends
+    world.modus.end_run(deep, "error")
+    assert world.scrapes(30, apart=90)["error"] == 1
+    assert world.missed == {}
+    world.exporter.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(ApiError("deadline", "over"), None), (KeyError("x"), "internal")]
+)
+def test_what_was_read_before_the_time_was_over_or_a_mistake_of_ours_counts(
+    error: Exception, reason: str | None
+) -> None:
+    world = World()
+    world.history(30, apart=60)
+    left = iter([False, True])
+
+    def fail() -> None:
+        if next(left, False):
+            raise error
+
+    world.exporter.api.before = fail
+    reader = AgentReader(world.exporter.api, settings(AGENT, page_size=10).limits)  # type: ignore[arg-type]
+    reading = reader.read(AGENT, Known(), Memory(), Deadline(60))
+    assert len(reading.runs) == 10
+    assert (reading.error and reading.error.reason) == reason
+
+
 def test_a_late_run_that_a_comparison_found_is_counted_and_not_missed(tmp_path: Path) -> None:
     world = Recorded(tmp_path, page_size=10)
     world.scrapes(2)
