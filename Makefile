@@ -61,7 +61,7 @@ check: $(VENV)/.dev  ## ruff and mypy --strict
 
 lock: $(VENV)/interpreter  ## pin what pyproject.toml asks for, with hashes
 	$(PIP) install uv
-	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --extra postgres -o requirements.lock
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
 
 mixin: $(VENV)/.run  ## write rules and dashboards from prometheus/settings.yaml, or: SETTINGS=mine.yaml OUTPUT=mixin

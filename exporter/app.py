@@ -37,10 +37,12 @@ from exporter.runs.greeting import greet
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 from exporter.runs.runlog import RunLog
+from exporter.runs.store import Database, Place
 from exporter.runs.threads import KeptThreads
 from exporter.runs.usagereader import UsageSettings
-from exporter.scalars import Positive, Secret
+from exporter.scalars import DatabaseUrl, Positive, Secret
 from exporter.tokens import TokenError, token_source
+from exporter.web.messages import HTTPError, text
 from exporter.web.negotiation import Format
 
 DEMO_RETENTION = 7 * 86400.0  # seconds
@@ -64,7 +66,7 @@ class App:
         self._client = connect(config)
         self._reloaded = (True, time.time())
         self._ledger = Ledger(
-            config.state.file,
+            place(config),
             config.histogram.buckets,
             lookback=config.runs.lookback,
             shard=shard,
@@ -78,13 +80,15 @@ class App:
 
     def metrics(self, timeout: float | None, form: Format) -> Iterator[bytes]:
         """The exposition in pieces, for a caller who waits `timeout` seconds (None: the default timeout)."""
-        registry = CollectorRegistry()
-        for collector in (self.collector.within(timeout), *self._others):
+        registry, agents = CollectorRegistry(), self.collector.within(timeout)
+        for collector in (agents, *self._others):
             registry.register(collector)
         if form == "protobuf":
             yield from self._protobuf.write(registry.collect())
         else:
             yield from write(registry.collect(), form == "openmetrics")
+        if not agents.holds():  # another exporter may show them by now
+            raise HTTPError(text("leases ended while this was written\n", 503))
 
     def reload(self) -> None:
         """Read the configuration again; a bad one changes nothing. Raises ConfigError and ApiError."""
@@ -103,7 +107,7 @@ class App:
             api=self._client.host,
             agents=len(self._config.agents),
             discovery=self._config.discovery.enabled,
-            state=self._config.state.file or "in memory",
+            state=self._ledger.place or "in memory",
         )
         log.info("starting", extra=extra)
 
@@ -125,7 +129,7 @@ class App:
             contact=self._client.contact,
             newest=self.collector.newest,
             known=self._ledger.agents(),
-            state_path=self._config.state.file,
+            state_path=self._ledger.place,
             state_up=self.collector.ledger_up,
             reload_successful=self._reloaded[0],
             reloaded=self._reloaded[1],
@@ -145,7 +149,7 @@ class App:
     def _use(self, config: Config) -> Config:
         for path, now, then in (
             ("histogram.buckets", config.histogram, self._config.histogram),
-            ("state.path", config.state, self._config.state),
+            ("state", config.state, self._config.state),
         ):
             if now != then:
                 raise ConfigError(f"{path}: cannot change while the exporter runs; restart it")
@@ -184,6 +188,19 @@ def connect(config: Config, before: ModusClient | None = None) -> ModusClient:
         max_requests_per_second=config.modus.max_requests_per_second,
         requests_so_far=before.requests_so_far if before else None,
     )
+
+
+def place(config: Config) -> Place | None:
+    """Where the state is; None: in memory."""
+    state = config.state
+    return state.file if state.url is None else Database(state.url, state.password_file)
+
+
+def place_at(text: str, config: Config) -> Place:
+    """The place that a path or URL names; a database's password may be in the configured file."""
+    if text.startswith(("postgresql://", "postgres://")):
+        return Database(DatabaseUrl(text), config.state.password_file)
+    return text
 
 
 def settings(config: Config, shard: tuple[int, int]) -> Settings:

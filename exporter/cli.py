@@ -17,11 +17,11 @@ from typing import NoReturn
 
 from exporter import __version__
 from exporter import log as logs
-from exporter.app import App, connect, demo, settings
+from exporter.app import App, connect, demo, place, place_at, settings
 from exporter.config import Config, ConfigError, defaults, load, refuse_same_file
 from exporter.modus.errors import ApiError
-from exporter.runs import audit, check
-from exporter.runs.schema import LedgerError
+from exporter.runs import audit, check, importing
+from exporter.runs.store import LedgerError
 from exporter.web import listeners
 from exporter.web.pages import serve
 from exporter.web.site import Site
@@ -75,6 +75,8 @@ def _parser() -> _Parser:
     add("--web.config.file", metavar="PATH", help="TLS and basic auth, in exporter-toolkit's format")
     add("--web.enable-lifecycle", action="store_true", help="allow POST /-/reload")
     add("--state.reset-histogram", action="store_true", help="count the durations anew")
+    source = "copy what this state file or postgresql:// URL holds into the configured state, and end"
+    add("--state.import", metavar="PATH_OR_URL", help=source)
     add("--shard", type=_at_least(0), default=0, metavar="N", help="index of this shard, from 0 (default)")
     add("--total-shards", type=_at_least(1), default=1, metavar="N", help="exporters that share the agents")
     add(
@@ -169,10 +171,12 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
     read_config = demo(stack) if args.demo else lambda: _read_config(args.config_file)
     shard = args.shard, args.total_shards
     config = read_config()
+    if args.state_import:
+        return importing.run(place_at(args.state_import, config), place(config), sys.stdout)
     if args.config_check or args.audit:
         chosen, client = settings(config, shard), connect(config)
         if args.audit:
-            what = chosen.selection, chosen.limits, chosen.concurrency, config.state.file
+            what = chosen.selection, chosen.limits, chosen.concurrency, place(config)
             return audit.run(client, *what, sys.stdout)
         return check.run(client, chosen.selection, chosen.concurrency, chosen.limits.timeframe, sys.stdout)
     opened = listeners.open_listeners(addresses, systemd_socket=args.web_systemd_socket)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from exporter import yamlfile
-from exporter.scalars import Count, Duration, Positive, Rate, Secret, Switch, Text, decode
+from exporter.scalars import Count, DatabaseUrl, Duration, Positive, Rate, Secret, Switch, Text, decode
 from exporter.yamlfile import YamlError
 
 _URL = "an http(s) URL without user, password, query and fragment"
@@ -105,9 +105,14 @@ class Histogram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The ledger's file; None keeps it in memory."""
+    """Where the ledger is: a file, whose path None keeps it in memory, or a database that several share.
+
+    `password_file` holds the password for the URL's user; without it the URL, or libpq's own means.
+    """
 
     path: Text | None = "data/modus-exporter.db"
+    url: DatabaseUrl | None = None
+    password_file: Text | None = None
 
     @property
     def file(self) -> str | None:
@@ -200,6 +205,7 @@ def _config(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
         return environ[name].strip()
 
     raw = _with_defaults(raw, environ)
+    _check_state(raw.get("state"))
     data = yamlfile.expand(raw, variable)
     config = yamlfile.convert(data, Config, decode, raw=raw, secret=_MAY_BE_SECRET.__contains__)
     _check(config, raw)
@@ -230,8 +236,17 @@ def _agent(i: int, agent: object) -> object:
     )
 
 
+def _check_state(raw: object) -> None:
+    """Raise YamlError for two places at once; the path has a default, so the values do not tell."""
+    if not isinstance(raw, dict) or raw.get("url") is None:
+        if isinstance(raw, dict) and raw.get("password_file") is not None:
+            raise YamlError("state.password_file: expected state.url beside it, which it is for")
+    elif raw.get("path") is not None:
+        raise YamlError("state: expected path or url, got both")
+
+
 # what stands there may be a secret
-_MAY_BE_SECRET = ("modus", "modus.token", "modus.token_file", "modus.base_url")
+_MAY_BE_SECRET = ("state", "state.url", "modus", "modus.token", "modus.token_file", "modus.base_url")
 
 
 def _check(config: Config, raw: Mapping[str, Any]) -> None:
@@ -278,5 +293,6 @@ def _paths(config: Config) -> dict[str, str | None]:
     return {
         "modus.token_file": modus.token_file,
         "modus.ca_file": modus.ca_file,
-        "state.path": config.state.path,
+        "state.path": None if config.state.url else config.state.path,
+        "state.password_file": config.state.password_file,
     }

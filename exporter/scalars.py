@@ -28,6 +28,12 @@ class Secret(str):
         return "'***'"
 
 
+class DatabaseUrl(Secret):
+    """A URL of libpq; it may hold a password."""
+
+    __slots__ = ()
+
+
 class Duration(float):
     """Seconds; in the file a Prometheus duration (1h30m, 500ms, 1d, 0s)."""
 
@@ -62,6 +68,10 @@ def decode(kind: type, value: Any) -> Any:
         if not TOKEN.fullmatch(text):
             raise ValueError("expected a token in printable ASCII without spaces")
         return Secret(text)
+    if kind is DatabaseUrl:
+        if not TOKEN.fullmatch(text) or not text.startswith(("postgresql://", "postgres://")):
+            raise ValueError("expected a URL like postgresql://user@host:5432/database")
+        return DatabaseUrl(text)
     if kind is Rate:
         if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not float(text):
             raise ValueError("expected a number above 0, or null")

@@ -45,6 +45,7 @@ def panels() -> list[Json]:
         health(1),
         [latency(12, (0, 0, 8, 6)), rate_limited(13, (8, 0, 8, 6)), read_errors(9, (16, 0, 8, 6))],
         [exporters(10, (0, 0, 14, 6)), oldest_data(11, (14, 0, 10, 6))],
+        shared_state(14),
     )
 
 
@@ -195,6 +196,33 @@ def exporters(key: int, at: At) -> Json:
         sort="Running for",
         labels={"instance": "Exporter", "version": "Version"},
     )
+
+
+def shared_state(key: int) -> list[Json]:
+    """How several exporters share the agents."""
+    each = f"max by ({q.INSTALLATION}, instance)"
+    return [
+        graph(
+            (key, "Agents per exporter", "short", (0, 0, 12, 6)),
+            f"Agents that each exporter reads, the {q.TOP} with most at each point. Exporters that share "
+            "their state have even shares; one that comes or goes changes all of them.",
+            over_time(f"topk({q.TOP}, {each} (modus_exporter_agents{{{q.JOB}}}))", "{{instance}}"),
+            interval="1m",
+            decimals=0,
+        ),
+        graph(
+            (key + 1, "Agents that changed hands", "short", (12, 0, 12, 6)),
+            "Leases taken or lost in the 15 minutes before each point, per exporter: twice each agent that "
+            "moved. Only exporters that share their state in PostgreSQL have leases.",
+            over_time(
+                f"topk({q.TOP}, {each} (increase(modus_exporter_lease_changes_total{{{q.JOB}}}[15m]))) > 0",
+                "{{instance}}",
+            ),
+            bars=True,
+            decimals=0,
+            noValue="No agent changed hands",
+        ),
+    ]
 
 
 def oldest_data(key: int, at: At) -> Json:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -10,12 +10,15 @@ from hypothesis import settings
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector
 from exporter.modus.client import ModusClient
-from exporter.runs.store import StateFile
+from exporter.runs.sqlite import StateFile
 from tests.e2e.harness import Process, Webhook
 from tests.e2e.scarce import Fsync
 from tests.simulation import ILL, WELL
 from tests.webfiles import Authority
 from tests.wire import Wire
+
+if TYPE_CHECKING:
+    from tests.postgres import Postgres
 
 # the same examples each time; `--hypothesis-profile=default` looks for new ones
 settings.register_profile("repeatable", derandomize=True, database=None)
@@ -99,3 +102,12 @@ def modus() -> SimulatedModus:
         for ago in (400, 300, 200):
             modus.start_run(agent_id, at=modus.clock() - ago, lasts=5.0)
     return modus
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[Postgres]":
+    """A PostgreSQL of the tests' own."""
+    from tests.postgres import running
+
+    with running() as server:
+        yield server

@@ -8,6 +8,8 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from exporter.metrics.exposition import describe, families
+from exporter.metrics.table import Snapshot
+from exporter.runs.state import USAGE_ID
 
 if TYPE_CHECKING:  # handed in
     from exporter.metrics.collector import RunsCollector
@@ -19,6 +21,13 @@ class BoundCollector(Collector):
     def __init__(self, collector: "RunsCollector", timeout: float | None) -> None:
         self._collector = collector
         self._timeout = timeout
+        self._shown: Snapshot | None = None
+
+    def holds(self) -> bool:
+        """Whether all that was collected is still this exporter's to show; text of it takes a while."""
+        holds, shown = self._collector.leases.holds, self._shown
+        usage = shown is None or shown.usage.up is None or holds(USAGE_ID)
+        return usage and (shown is None or all(holds(agent.id) for agent in shown.agents))
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples."""
@@ -27,6 +36,6 @@ class BoundCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """The families of a scrape within that time; what follows it is timed for the next scrapes."""
         scrape, began = self._collector.read(self._timeout), time.monotonic()
-        snapshot = self._collector.snapshot(scrape)
+        snapshot = self._shown = self._collector.snapshot(scrape)
         yield from families(snapshot)
         self._collector.note_tail(time.monotonic() - began, len(snapshot.agents))

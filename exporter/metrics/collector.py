@@ -20,13 +20,14 @@ from exporter.metrics.settings import Settings
 from exporter.metrics.snapshot import agent_snapshot
 from exporter.metrics.status import Pass
 from exporter.metrics.table import Snapshot
-from exporter.metrics.usage import usage_snapshot
+from exporter.metrics.usage import UsageSnapshot, usage_snapshot
 from exporter.modus.discovery import Target
 from exporter.modus.errors import ApiError
 from exporter.modus.requeststats import REQUEST_BUCKETS
 from exporter.runs.reader import AgentReader
 from exporter.runs.reconcile import Turns
 from exporter.runs.scrape import STRAGGLER, Means, Scrape
+from exporter.runs.state import USAGE_ID
 from exporter.runs.targets import Targets
 from exporter.runs.threads import Committer, KeptThreads, any_cpu
 from exporter.runs.usagereader import UsageReader
@@ -64,6 +65,7 @@ class RunsCollector(Collector):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ledger = ledger
+        self.leases = ledger.leases
         self._reload_state = reload_state
         self._clock = clock
         self._monotonic = monotonic
@@ -206,7 +208,8 @@ class RunsCollector(Collector):
                     self._ledger.mark_shown()
                     self._answered = False
                 targets = self._targets.find(scrape.deadline)
-                self._usage.start(self._clock() + self._skew, self._targets.known)
+                if self.leases.holds(USAGE_ID):  # one for the whole organisation
+                    self._usage.start(self._clock() + self._skew, self._targets.known)
                 with self._lock:
                     self._in_use = scrape.targets = targets
                     scrape.deadline.shorten(self._reserve(scrape))
@@ -250,7 +253,7 @@ class RunsCollector(Collector):
 
     def snapshot(self, scrape: Scrape) -> Snapshot:
         """What a scrape and those before it found out, as of now."""
-        now, readings = self._clock(), scrape.so_far()
+        now, readings, leases = self._clock(), scrape.so_far(), self.leases
         agents = [
             agent_snapshot(
                 target,
@@ -263,6 +266,7 @@ class RunsCollector(Collector):
                 reconciles=self._settings.reconcile_interval > 0,
             )
             for target in scrape.targets or self._in_use
+            if leases.holds(target.id)
         ]
         finished = scrape.finished.is_set()
         self._answered = self._answered or finished
@@ -274,11 +278,15 @@ class RunsCollector(Collector):
         return Snapshot(
             agents=agents,
             bounds=self._ledger.bounds,
-            complete=finished and self._targets.listed and bool(agents) and all(agent.up for agent in agents),
+            complete=finished
+            and self._targets.listed
+            and bool(agents or leases.shared)  # others may have them all
+            and all(agent.up for agent in agents),
             up=scrape.answered or self._targets.answered,
             show_created=self._settings.show_created,
             duration=scrape.duration,
             ledger_up=self.ledger_up,
+            lease_changes=leases.changes if leases.shared else None,
             version=__version__,
             created=self._created,
             requests=stats.requests,
@@ -286,5 +294,7 @@ class RunsCollector(Collector):
             request_durations=stats.durations,
             reload_successful=reload_successful,
             reloaded=reloaded,
-            usage=usage_snapshot(self._usage, used, self._settings.usage, ids, now),
+            usage=usage_snapshot(self._usage, used, self._settings.usage, ids, now)
+            if leases.holds(USAGE_ID)
+            else UsageSnapshot(),
         )

@@ -70,6 +70,7 @@ class Snapshot:
     reloaded: float = 0.0
     up: bool = False  # the API answered at all
     usage: UsageSnapshot = field(default_factory=UsageSnapshot)
+    lease_changes: int | None = None  # None where all agents are this exporter's own
     show_created: bool = False  # the instants from which is counted, as series of their own
 
 
@@ -286,6 +287,9 @@ TABLE = (
         overall=lambda s: [Point((), s.duration)]),
     Row("modus_exporter_ledger_up", "gauge", "Whether the state can be written.",
         overall=lambda s: [Point((), s.ledger_up)]),
+    Row("modus_exporter_lease_changes_total", "counter",
+        "Agents that this exporter took over or gave away, with shared state.",
+        overall=lambda s: [] if s.lease_changes is None else [Point((), s.lease_changes, s.created)]),
     Row("modus_exporter_config_last_reload_successful", "gauge",
         "Whether the last attempt to load the configuration succeeded.",
         overall=lambda s: [Point((), s.reload_successful)]),

@@ -15,9 +15,8 @@ from exporter.runs.eligibility import was_over
 from exporter.runs.ids import MALFORMED, TIMELESS
 from exporter.runs.reader import Limits
 from exporter.runs.report import find_targets, side_by_side, table
-from exporter.runs.schema import LedgerError
 from exporter.runs.state import AgentState, State
-from exporter.runs.store import read_state
+from exporter.runs.store import LedgerError, Place, read_state
 
 if TYPE_CHECKING:  # handed in
     from exporter.modus.client import ModusClient
@@ -42,18 +41,18 @@ def run(
     selection: Selection,
     limits: Limits,
     concurrency: int,
-    path: str | None,
+    place: Place | None,
     out: TextIO,
 ) -> int:
     """Print a line per agent to `out`; returns 0 when each run was counted once, else 1.
 
     It vouches for the runs since the instant that the line names. Works beside the exporter that writes
-    `path`: runs that ended after its last scrape are left out, and so are counted ones older than all that
+    the state: runs that ended after its last scrape are left out, and so are counted ones older than all that
     the platform has kept. Raises LedgerError and, when the agents cannot be listed, ApiError.
     """
-    if path is None:
-        raise LedgerError("state.path is null: there is no file to compare with")
-    state = read_state(path)
+    if place is None:
+        raise LedgerError("state.path is null: there is no state to compare with")
+    state = read_state(place)
     deadline = Deadline(PATIENCE)
     targets = find_targets(client, selection, deadline)
 

@@ -6,38 +6,41 @@ never a difference, so a commit that failed, or of which nobody knows whether it
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
-
-import msgspec
+from dataclasses import replace
 
 from exporter.histogram import Histogram
 from exporter.log import fields
 from exporter.modus.discovery import shard_of
 from exporter.runs.account import KEEP, Account
+from exporter.runs.batch import AnyAccount, Batch
 from exporter.runs.reader import Known, Reading
 from exporter.runs.runlog import Outbox, RunLog
-from exporter.runs.schema import Change, LedgerError
-from exporter.runs.state import SCHEMA_VERSION, AgentState, Meta, Totals, UsageState
-from exporter.runs.store import StateFile, StoreError
+from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Meta, Totals, UsageState
+from exporter.runs.store import (
+    Alone,
+    Leases,
+    LedgerError,
+    Place,
+    Store,
+    StoreError,
+    Taken,
+    open_store,
+)  # fmt: skip
 from exporter.runs.usage import UsageAccount
 
 PIECE = 20_000  # ids, or the like of them, that are committed at once
 AGENT_WEIGHT = 20  # what an agent's own row costs, in ids
 
 log = logging.getLogger("exporter.runs.ledger")
-_Taken = tuple[
-    Account | UsageAccount, list[str], list[str], Any
-]  # what is on its way to the store: new ids, gone ids
 
 
 class Ledger:
-    """The accounts of all agents, kept in the SQLite file `path`, or in memory when that is None.
+    """The accounts of all agents, kept in the store at `place`, or in memory when that is None.
 
     `bounds` are the upper bounds of the histogram's buckets, `lookback` is how much of an agent's past
     counts at its first sight, both in seconds. Without a file, and for agents that come to this `shard`
@@ -48,7 +51,7 @@ class Ledger:
 
     def __init__(
         self,
-        path: str | None,
+        place: Place | None,
         bounds: Sequence[float],
         *,
         lookback: float,
@@ -62,7 +65,7 @@ class Ledger:
         self.run_log = RunLog()  # may be changed at any time
         self._said = Outbox()
         self._accounts: dict[int, Account] = {}
-        self._usage = UsageAccount(UsageState(clock()), only_new=path is None)
+        self._usage = UsageAccount(UsageState(clock()), only_new=place is None)
         self._lines: dict[str, int] = {}  # of the log in this scrape, by message
         self._removed: set[int] = set()  # agents whose rows are to be deleted
         self._lock = threading.Lock()  # guards the accounts; held for one agent's work
@@ -70,24 +73,33 @@ class Ledger:
         self.clock = clock
         self._shard = shard
         self._started = clock()
-        self._only_new = path is None or shard[1] > 1
-        self._store = StateFile(path, clock) if path is not None else None
+        self._only_new = place is None or shard[1] > 1
+        self._store = open_store(place, clock) if place is not None else None
+        self.place = self._store.place if self._store else None  # to be shown; None: in memory
+        self.read_until = 0.0  # all was read up to then, and is durable
+        self.leases: Leases = Alone()
         if self._store:
             try:
                 self._load(self._store, reset_histogram)
             except LedgerError:
                 self._store.close()
                 raise
+            self.leases = self._store.lease_for(self)
 
     def known(self, agent_id: int) -> Known:
         """What a reading of the agent starts from."""
         with self._lock:
             account = self._accounts.get(agent_id)
-            return account.known() if account else Known()
+            return replace(account.known() if account else Known(), epoch=self.leases.epoch(agent_id))
 
     def record(self, agent_id: int, reading: Reading) -> None:
-        """Count what a reading found, also when an error cut it short; nothing is durable before `commit`."""
+        """Count what a reading found, also when an error cut it short; nothing is durable before `commit`.
+
+        What was read of an agent whose lease ended meanwhile is thrown away: its next owner reads it.
+        """
         with self._lock:
+            if self.leases.epoch(agent_id) != reading.memory.epoch:
+                return
             account = self._accounts.get(agent_id)
             if not reading.now:  # the API did not answer
                 if account:
@@ -111,14 +123,37 @@ class Ledger:
         """
         with self._lock:
             account = self._accounts.get(agent_id)
-            if account is None:
+            if account is None or not self.leases.holds(agent_id):
                 return None
             state = copy(account.state)
             state.open = dict(state.open)
             if account.shown is None:
                 return state, None
             account.told |= account.shown.unshown
-            return state, _born_at_zero(account.shown)
+            return state, account.shown.born_at_zero()
+
+    def take(self, agents: Iterable[Taken]) -> None:
+        """Count and show these agents from now on."""
+        with self._lock:
+            for agent_id, state, counted, same_buckets, marked in agents:
+                if isinstance(state, AgentState):
+                    account = self._accounts[agent_id] = Account(agent_id, state, counted)
+                    if not same_buckets:
+                        account.own().durations = Histogram.empty(self.bounds, self.clock(), exemplars=True)
+                        account.shown = account.keep()
+                    # before version 0.2.0 there were no native ones
+                    account.state.totals.durations.complete_native(self.bounds)
+                    self._said.take_up(account, marked)
+                elif agent_id == USAGE_ID:
+                    self._usage = UsageAccount(state or UsageState(self.clock()), only_new=False)
+
+    def let_go(self, agent_ids: Iterable[int]) -> None:
+        """Forget agents whose leases are over; what is not durable is counted by who has them next."""
+        with self._lock:
+            for agent_id in agent_ids:
+                self._accounts.pop(agent_id, None)
+                if agent_id == USAGE_ID:
+                    self._usage = UsageAccount(UsageState(self.clock()), only_new=False)
 
     @contextmanager
     def usage(self) -> Iterator[UsageAccount]:
@@ -145,6 +180,8 @@ class Ledger:
         oldest = self.clock() - self.lookback - KEEP
         with self._lock:
             self._lines.clear()
+            if self.leases.shared:  # what is not in use is given back
+                return
             for agent_id in [agent_id for agent_id in self._accounts if agent_id not in in_use]:
                 self._accounts[agent_id].mark_unread()
                 if (self._accounts[agent_id].state.last_read or 0.0) < oldest:
@@ -159,16 +196,17 @@ class Ledger:
     def commit_piece(self) -> bool:
         """Make a piece of the state durable; False when there is no more to be written, or it failed."""
         with self._committing:
+            more, error = False, ""
             try:
                 more = bool(self._store and self._write(self._store))
-            except StoreError as error:
-                more = False
-                self._tell(up=False, error=str(error))
-            else:
-                self._tell(up=True)
+            except StoreError as failure:
+                error = str(failure)
+            self._tell(error)
             with self._lock:
-                for account in self._all() if not self._store or not self.up else ():
-                    account.shown = account.keep()  # what is counted in memory is all there is
+                # in memory is all there is, but where another exporter may have to go on from what is durable
+                alone = not self.leases.shared and (not self._store or not self.up)
+                for account in self._all() if alone else ():
+                    account.shown = account.keep()
                     if not self._store:
                         account.changed, account.new, account.gone = False, [], []
                         self._said.take(account)
@@ -178,123 +216,82 @@ class Ledger:
     def close(self) -> None:
         """Commit what is not yet durable and let go of the file, which a later commit leaves alone."""
         self.commit()
+        self.leases.close()
         with self._committing:
             store, self._store = self._store, None
         if store:
             store.close()
 
-    def _tell(self, *, up: bool, error: str = "") -> None:
-        if up != self.up and self._store:
-            self.up = up
-            path = self._store.path
-            if up:
-                log.info("the state can be written again", extra=fields(path=path))
-            else:
+    def _tell(self, error: str) -> None:
+        """Say when the state can no longer be written, and when it can again."""
+        if bool(error) == self.up and self._store:
+            self.up = not error
+            if error:
                 message = "the state cannot be written: counting goes on in memory"
-                log.error(message, extra=fields(path=path, error=error))
+                log.error(message, extra=fields(path=self.place, error=error))
+            else:
+                log.info("the state can be written again", extra=fields(path=self.place))
 
     def _meta(self) -> Meta:
         return Meta(self.bounds, self.clock(), self._shard, SCHEMA_VERSION)
 
-    def _write(self, store: StateFile) -> bool:
+    def _write(self, store: Store) -> bool:
+        """Write what is not yet written, or a piece of it; False when nothing is left to be written."""
         meta = self._meta()
-        if store.open_again():  # the file does not hold what was written last
-            with self._lock:
-                for account in self._all():
-                    account.changed, account.new, account.gone = True, list(account.counted), []
-            return self._write_piece(store, meta, math.inf, anew=True)
-        return self._write_piece(store, meta, PIECE, anew=False)
-
-    def _write_piece(self, store: StateFile, meta: Meta, most: float, *, anew: bool) -> bool:
-        """Write some agents in one transaction; False when nothing is left to be written."""
         with self._lock:
-            accounts = list(self._some_changed(most))
+            known = {account.agent_id: account for account in self._all()}
+        stale = store.open_again(known)
+        with self._lock:
+            if stale is None:
+                accounts = list(self._some_changed())
+            else:  # the store does not hold what was written last
+                accounts = [known[agent_id] for agent_id in stale]
+                for account in accounts:
+                    account.changed, account.new, account.gone = True, list(account.counted), []
             removed, self._removed = self._removed, set()
-        if not accounts and not removed and not anew:
+        if not accounts and not removed and stale is None:
+            self.read_until = meta.written
             return False
-        taken: list[_Taken] = []
+        batch = Batch(accounts, removed, self._said, self._lock)
         try:
-            store.write(meta, self._changes(accounts, removed, taken), anew=anew)
+            store.write(meta, batch.changes(), anew=stale is not None)
         except BaseException:
             with self._lock:
                 self._removed |= removed
-                self._said.forget()
-                for account, new, gone, _ in taken:
-                    account.changed, account.new, account.gone = True, new + account.new, gone + account.gone
+            batch.give_back()
             raise
-        with self._lock:
-            for account, _, _, totals in taken:
-                account.shown = totals
+        batch.show()
         self._said.say(store)
         return True
 
-    def _all(self) -> "Iterator[Account | UsageAccount]":
+    def _all(self) -> Iterator[AnyAccount]:
         if self._usage.state.read_until:  # else there was no report so far
             yield self._usage
         yield from self._accounts.values()
 
-    def _some_changed(self, most: float) -> "Iterator[Account | UsageAccount]":
+    def _some_changed(self) -> Iterator[AnyAccount]:
+        most = PIECE
         for account in self._all():
             if account.changed and most > 0:
-                most -= _weight(account)
+                most -= AGENT_WEIGHT + len(account.new) + len(account.gone)
                 yield account
 
-    def _changes(
-        self, accounts: "Iterable[Account | UsageAccount]", removed: Iterable[int], taken: "list[_Taken]"
-    ) -> Iterator[Change]:
-        """What to write, an agent at a time as it is then; `taken` gets what is now on its way."""
-        for agent_id in removed:
-            yield Change(agent_id, None, [], [])
-        for account in accounts:
-            with self._lock:
-                counted = account.counted
-                self._said.take(account)
-                new = [(id_, counted[id_]) for id_ in account.new if id_ in counted]
-                change = Change(account.agent_id, msgspec.json.encode(account.state), new, account.gone)
-                taken.append((account, account.new, account.gone, account.keep()))
-                account.changed, account.new, account.gone = False, [], []
-            yield change
-
-    def _load(self, store: StateFile, reset_histogram: bool) -> None:
-        found = store.load(self._meta())
-        if found.usage:
-            self._usage = UsageAccount(found.usage, only_new=False)
-        for agent_id, state in found.agents.items():
-            account = self._accounts[agent_id] = Account(agent_id, state, found.counted.get(agent_id, {}))
-            self._said.take_up(account, store.marked)
-            index, total = found.meta.shard
+    def _load(self, store: Store, reset_histogram: bool) -> None:
+        found = store.load(self._meta(), reset_histogram=reset_histogram)
+        same_buckets = found.meta.bounds == self.bounds
+        if not same_buckets and not reset_histogram:
+            raise LedgerError(
+                f"{store.place}: the histogram was counted in other buckets; put the old "
+                "histogram.buckets back, or start once with --state.reset-histogram to count it anew"
+            )
+        states = found.agents | ({USAGE_ID: found.usage} if found.usage else {})
+        counted, marked = found.counted, store.marked
+        self.take(
+            Taken(id_, state, counted.get(id_, {}), same_buckets, marked) for id_, state in states.items()
+        )
+        index, total = found.meta.shard
+        for agent_id, account in self._accounts.items():
             if (index, total) != self._shard and shard_of(agent_id, total) != index:
-                state.ended_after = self._started  # another shard counted it in the meantime
+                account.state.ended_after = self._started  # another shard counted it in the meantime
                 account.moved = account.changed = True
-        if found.meta.bounds != self.bounds:
-            if not reset_histogram:
-                raise LedgerError(
-                    f"{store.path}: the histogram was counted in other buckets; put the old "
-                    "histogram.buckets back, or start once with --state.reset-histogram to count it anew"
-                )
-            for account in self._accounts.values():
-                account.own().durations = Histogram.empty(self.bounds, self.clock(), exemplars=True)
-                account.shown = account.keep()
-        for state in found.agents.values():  # before version 0.2.0 there were no native ones
-            state.totals.durations.complete_native(self.bounds)
         self._said.say(store)
-
-
-def _weight(account: "Account | UsageAccount") -> int:
-    return AGENT_WEIGHT + len(account.new) + len(account.gone)
-
-
-def _born_at_zero(totals: Totals) -> Totals:
-    """The totals with the series that no scrape has shown yet at 0."""
-    if not totals.unshown:
-        return totals
-    totals = copy(totals)
-    totals.newest = {
-        status: {trigger: run for trigger, run in known.items() if (status, trigger) not in totals.unshown}
-        for status, known in totals.newest.items()
-    }
-    totals.finished = {
-        status: {trigger: 0 if (status, trigger) in totals.unshown else n for trigger, n in known.items()}
-        for status, known in totals.finished.items()
-    }
-    return totals

@@ -44,6 +44,7 @@ class Known:
     last_reconciled: float | None = None
     is_new: Callable[[Run], bool] = lambda _: True  # whether it is neither counted, nor open, nor from before
     is_unread: Callable[[str], bool] = lambda _: True  # whether this malformed item was not met before
+    epoch: int | None = 0  # of the lease of an agent that several exporters share; None: not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Memory:
     """What one reading leaves for the next; nothing of it must survive a restart."""
 
     attempted: float = 0.0  # monotonic seconds; 0 before the first attempt
+    epoch: int | None = 0  # of the lease under which it was read: all else is worth nothing under another
     page_size: int | None = None  # to ask for first
     largest: int | None = None  # page size beyond which this agent's pages are too large to take
     largest_until: float = 0.0  # monotonic seconds; from then on it is tried again

@@ -5,6 +5,7 @@ again when it starts: what was written to a pipe cannot be asked for.
 """
 
 import logging
+import threading
 import time
 from typing import Protocol
 
@@ -30,8 +31,8 @@ class Account(Protocol):
 class Store(Protocol):
     """Where it is marked how far lines were said."""
 
-    def mark(self, number: int) -> None:
-        """Note that all lines up to this number were said; it need not outlive the machine."""
+    def mark(self, agent_id: int, number: int) -> None:
+        """Note that the agent's lines up to this number were said; it need not outlive the machine."""
 
 
 class RunLog:
@@ -57,10 +58,12 @@ class RunLog:
 class Outbox:
     """Lines on their way into the log: taken when they are written to the store, said when that is durable.
 
-    Each has a number above all that were given before, also before a restart. One thread at a time uses it.
+    Each has a number above all that were given before, also before a restart. One thread at a time uses it,
+    but `take_up` may come from another one.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._last = 0
         self._taken: list[tuple[int, list[RunLine], int]] = []  # agent, its lines that are unsaid, how many
 
@@ -76,7 +79,8 @@ class Outbox:
         self._last = max(self._last, marked)
         account.unsaid[:] = [line for line in account.unsaid if line.number > marked]
         if account.unsaid:
-            self._taken.append((account.agent_id, account.unsaid, len(account.unsaid)))
+            with self._lock:
+                self._taken.append((account.agent_id, account.unsaid, len(account.unsaid)))
 
     def forget(self) -> None:
         """Leave what was taken where it is: it was not written."""
@@ -84,14 +88,15 @@ class Outbox:
 
     def say(self, store: Store | None) -> None:
         """Write the lines that were taken into the log, and mark each."""
-        lines = [(agent_id, line) for agent_id, unsaid, number in self._taken for line in unsaid[:number]]
+        with self._lock:
+            taken, self._taken = self._taken, []
+        lines = [(agent_id, line) for agent_id, unsaid, number in taken for line in unsaid[:number]]
         for agent_id, line in sorted(lines, key=lambda each: each[1].number):
             _say(agent_id, line)
             if store:
-                store.mark(line.number)
-        for _, unsaid, number in self._taken:
+                store.mark(agent_id, line.number)
+        for _, unsaid, number in taken:
             del unsaid[:number]
-        self._taken = []
 
 
 def _say(agent_id: int, line: RunLine) -> None:

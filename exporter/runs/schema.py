@@ -6,13 +6,14 @@ and SQLite checks the rest.
 
 import hashlib
 import sqlite3
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from exporter.runs import migration
 from exporter.runs.ids import add_checksum
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Corruption, Meta, State, UsageState
+from exporter.runs.store import Change, LedgerError
 
 T = TypeVar("T")
 APPLICATION_ID = 0x4D4F4452  # "MODR"
@@ -33,19 +34,6 @@ DAMAGE = (
     TypeError,
     ValueError,
 )
-
-
-class LedgerError(Exception):
-    """The state file cannot be used; the text is one line that says what to do."""
-
-
-class Change(NamedTuple):
-    """What a commit writes of one agent: its encoded state (None: forget it), ids that are new, and gone."""
-
-    agent_id: int
-    state: bytes | None
-    new: list[tuple[str, float]]
-    gone: list[str]
 
 
 SCHEMA = (

@@ -117,6 +117,8 @@ class Scrape:
         memory = self._means.memories.get(agent_id, Memory())
         try:
             known = self._means.ledger.known(agent_id)
+            if memory.epoch != known.epoch:
+                memory = Memory(memory.attempted, known.epoch)
             reading = reader.read(agent_id, known, memory, self.deadline, compare=reconcile)
         except Exception as error:  # what goes wrong with one agent stays with it
             reading = Reading(Watermark(), memory, error=ApiError.internal(error))

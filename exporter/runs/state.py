@@ -3,6 +3,8 @@
 Instants are Unix seconds of the API's clock, durations seconds.
 """
 
+from copy import copy
+
 import msgspec
 
 from exporter.histogram import Exemplar, Histogram
@@ -114,6 +116,21 @@ class Totals(msgspec.Struct, gc=False):
         newest = self.newest.setdefault(status, {})
         if end is not None and (trigger_type not in newest or end >= newest[trigger_type].at):
             newest[trigger_type] = Exemplar(run_id, 1.0, end)
+
+    def born_at_zero(self) -> "Totals":
+        """The totals with the series that no scrape has shown yet at 0; neither may be changed then."""
+        if not self.unshown:
+            return self
+        totals = copy(self)
+        totals.newest = {
+            status: {trigger: run for trigger, run in known.items() if (status, trigger) not in self.unshown}
+            for status, known in self.newest.items()
+        }
+        totals.finished = {
+            status: {trigger: 0 if (status, trigger) in self.unshown else n for trigger, n in known.items()}
+            for status, known in self.finished.items()
+        }
+        return totals
 
 
 class AgentState(msgspec.Struct, gc=False):

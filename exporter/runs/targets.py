@@ -9,6 +9,7 @@ from exporter.deadline import Deadline
 from exporter.modus.discovery import Discovery, Selection, Target
 from exporter.modus.model import Agent, AgentsPage
 from exporter.modus.schedules import Schedules
+from exporter.runs.state import USAGE_ID
 from exporter.runs.threads import KeptThreads
 
 if TYPE_CHECKING:  # both are handed in
@@ -79,7 +80,16 @@ class Targets:
         return [Agent(agent_id, state.name) for agent_id, state in self._ledger.agents().items()]
 
     def find(self, deadline: Deadline) -> list[Target]:
-        """The agents to read; only the first list of agents is waited for, until the deadline."""
+        """The agents to read, of those that several exporters share our own.
+
+        Only the first list of agents and the first leases are waited for, until the deadline.
+        """
+        targets, leases = self._in_use(deadline), self._ledger.leases
+        if leases.shared and (self.listed or self._earlier is not None):
+            leases.want(frozenset(target.id for target in targets) | {USAGE_ID}, deadline)
+        return [target for target in targets if leases.holds(target.id)]
+
+    def _in_use(self, deadline: Deadline) -> list[Target]:
         selection, discovery = self._selection, self._discovery
         if not selection.discovers:
             return selection.choose([])

@@ -1,5 +1,6 @@
 #!/bin/sh
-# servers.sh DIRECTORY: Prometheus and Alertmanager for the tests, those that PATH lacks, into DIRECTORY/usr/bin.
+# servers.sh DIRECTORY: Prometheus, Alertmanager and PostgreSQL for the tests, those that are not installed, into
+# DIRECTORY/usr/bin.
 # They come from Debian's packages, unpacked and not installed: no root is needed and nothing of the machine changes.
 # Where that fails DIRECTORY stays empty, and the tests that need them are skipped.
 servers=$1
@@ -7,6 +8,7 @@ has() { for name; do command -v "$name" >/dev/null || return 1; done; }
 packages=
 has prometheus promtool || packages=prometheus
 has amtool && { has alertmanager || has prometheus-alertmanager; } || packages="$packages prometheus-alertmanager"
+has postgres || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || packages="$packages postgresql"
 
 rm -rf "$servers.part" && mkdir -p "$servers.part" || exit
 if [ -n "$packages" ] && has apt-get dpkg-deb timeout && work=$(mktemp -d); then
@@ -30,11 +32,34 @@ EOF
     # a source that does not answer is no reason to give up: another one may have the packages;
     # promtool is a package of its own from Debian 13 on, and a part of prometheus before
     (cd "$work" && timeout 120 apt-get -c apt.conf -qq update
+        case $packages in *postgresql*) # the name stands for that of a version, which needs libraries
+            needs() { apt-cache -c apt.conf depends --important "$@" | sed -n 's/^ *|*Depends: //p'; }
+            version=$(needs postgresql | grep '^postgresql-[0-9]*$' | head -n 1)
+            for library in $(needs --recurse "$version" | grep '^lib' | grep -v '^libllvm\|^libc6' | sort -u); do
+                dpkg-query -W "$library" >/dev/null 2>&1 || packages="$packages $library"
+            done
+            packages="$packages $version" ;;
+        esac
         for package in $packages promtool; do timeout 120 apt-get -c apt.conf -qq download "$package"; done
     ) >"$work/log" 2>&1
     for package in "$work"/*.deb; do
         [ -e "$package" ] && dpkg-deb --fsys-tarfile "$package" |
-            tar -xC "$servers.part" --wildcards './usr/bin/*' './usr/share/prometheus/alertmanager/*.tmpl' 2>/dev/null
+            tar -xC "$servers.part" --wildcards './usr/bin/*' './usr/share/prometheus/alertmanager/*.tmpl' \
+                './usr/lib/postgresql/*' './usr/share/postgresql/*' '*/lib/*-linux-*/*.so.*' 2>/dev/null
+    done
+    # PostgreSQL finds what belongs to it from where it is, but for the libraries
+    for program in "$servers.part"/usr/lib/postgresql/*/bin/initdb "$servers.part"/usr/lib/postgresql/*/bin/postgres; do
+        [ -e "$program" ] || continue
+        cat >"$servers.part/usr/bin/${program##*/}" <<EOF
+#!/bin/sh
+here=\$(cd "\$(dirname "\$0")/../.." && pwd)
+for libraries in "\$here"/lib/*-linux-* "\$here"/usr/lib/*-linux-*; do
+    LD_LIBRARY_PATH=\${LD_LIBRARY_PATH:+\$LD_LIBRARY_PATH:}\$libraries
+done
+export LD_LIBRARY_PATH
+exec "\$here${program#"$servers.part"}" "\$@"
+EOF
+        chmod +x "$servers.part/usr/bin/${program##*/}"
     done
     # Debian's Alertmanager looks for its templates at a fixed place. A name of the same length leads it to where they
     # are: a directory that is handed to it open.
@@ -55,7 +80,7 @@ EOF
 fi
 missing=
 for package in $packages; do
-    [ -x "$servers.part/usr/bin/$package" ] || missing="${missing:+$missing and }$package"
+    [ -x "$servers.part/usr/bin/${package%ql}" ] || missing="${missing:+$missing and }$package"
 done
 [ -z "$missing" ] || echo "$missing not found and not to be had with apt-get: the tests that need them are skipped" >&2
 mv "$servers.part" "$servers"

@@ -24,8 +24,9 @@ from exporter.metrics.table import AgentSnapshot
 from exporter.modus.errors import ApiError
 from exporter.modus.model import OPEN_STATUSES
 from exporter.runs.paging import TAIL
+from exporter.runs.sqlite import StateFile
 from exporter.runs.state import Meta
-from exporter.runs.store import Change, StateFile
+from exporter.runs.store import Change
 from tests.simulation import BOUNDS, Clock, Exporter
 from tests.simulation import settings as exporter_settings
 
@@ -148,7 +149,7 @@ class Counting(RuleBasedStateMachine):
 
     def start(self) -> Exporter:
         path = str(self.directory / str(self.generation) / "state.db")
-        with patch("exporter.runs.ledger.StateFile", KilledFile):
+        with patch("exporter.runs.sqlite.StateFile", KilledFile):
             return Exporter(self.modus, path, self.settings, monotonic=self.clock, clock=self.clock)
 
     def start_run(self, **fields: object) -> SimulatedRun:
@@ -335,7 +336,11 @@ class Counting(RuleBasedStateMachine):
 
     @rule(moment=st.sampled_from(["before", "in", "torn", "after"]))
     def a_kill_at_the_commit_of_a_scrape(self, moment: str) -> None:
-        """The new process finds what was on disk then; what the killed scrape found was never shown."""
+        """What the killed scrape found was never shown."""
+        self.kill(moment)
+
+    def kill(self, moment: str) -> None:
+        """The new process finds what was on disk then."""
         here, there = (self.directory / str(self.generation + n) for n in (0, 1))
         KilledFile.moment, KilledFile.copy_to = moment, there
         self.exporter.scrape()

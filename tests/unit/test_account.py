@@ -8,7 +8,8 @@ import pytest
 
 from exporter.demo.simulator import SimulatedModus
 from exporter.modus.errors import ApiError
-from exporter.runs.store import StateFile, StoreError, read_state
+from exporter.runs.sqlite import StateFile
+from exporter.runs.store import StoreError, read_state
 from tests.simulation import DAY, Clock, Exporter, finished, settings
 from tests.unit.test_ledger import AGENT, a_run, ledger, reading
 from tests.unit.test_reader import Recorded

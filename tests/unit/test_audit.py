@@ -12,8 +12,9 @@ import pytest
 from exporter.demo.simulator import SimulatedModus, SimulatedRun
 from exporter.demo.wire import ABSENT
 from exporter.runs import audit
-from exporter.runs.schema import LedgerError, checksum_of
+from exporter.runs.schema import checksum_of
 from exporter.runs.state import AgentState
+from exporter.runs.store import LedgerError
 from tests.simulation import DAY, START, Clock, Exporter, settings
 
 AGENT = 7

@@ -172,7 +172,7 @@ def test_the_help_names_each_flag_once_with_what_it_does() -> None:
     done = run("--help")
     assert (done.returncode, done.stderr) == (0, "")
     flags = re.findall(r"^  (?:-h, )?(--[\w.-]+)", done.stdout, re.M)
-    assert len(flags) == len(set(flags)) == 18
+    assert len(flags) == len(set(flags)) == 19
 
 
 def closed_pipe() -> int:

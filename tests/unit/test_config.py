@@ -46,7 +46,7 @@ MISTAKES = {
     "unknown_section": "agent: unknown key; did you mean agents?",
     "unknown_key": "modus.base-url: unknown key; did you mean base_url?",
     "unknown_key_of_an_agent": "agents[1].interval: unknown key; did you mean expected_interval?",
-    "unknown_key_like_no_other": "state.zzz: unknown key; known here: path",
+    "unknown_key_like_no_other": "state.zzz: unknown key; known here: path, url, password_file",
     "duration_is_a_word": "agents[1].expected_interval: expected a duration like 1h30m, got 'daily'",
     "duration_without_unit": "modus.timeout: expected a duration with a unit like 30s, got 10",
     "duration_with_fraction": "modus.timeout: expected a duration with a unit like 30s, got '1.5'",
@@ -68,6 +68,9 @@ MISTAKES = {
     "concurrency_too_large": "modus.concurrency: expected a whole number <= 1024, got 1025",
     "resource_unknown": "modus.resource: expected auto, agents or workflows, got 'agent'",
     "timeframe_is_a_list": "runs.timeframe: expected text, got a list",
+    "state_path_and_url": "state: expected path or url, got both",
+    "state_url_of_the_web": "state.url: expected a URL like postgresql://user@host:5432/database",
+    "state_password_file_without_url": "state.password_file: expected state.url beside it, which it is for",
     "state_path_empty": "state.path: expected text that is not empty, got ''",
     "buckets_empty": "histogram.buckets: expected a list that is not empty, got a list",
     "buckets_not_ascending": "histogram.buckets[2]: expected a bound above the one before it",
@@ -296,6 +299,13 @@ def test_discovery_replaces_the_list_of_agents(config):
 
 def test_a_section_with_every_key_commented_out_has_its_defaults(config):
     assert config("agents: [42]\nruns:\n  # page_size: 10\nmodus:\n").runs == Config().runs
+
+
+def test_the_state_may_be_in_a_database_whose_url_shows_in_no_repr(config):
+    text = "agents: [42]\nstate: {url: 'postgresql://modus:${DB}@db/modus?sslmode=verify-full'}"
+    loaded = config(text, {**ENVIRON, "DB": "s3cret-word"}).state
+    assert loaded.url == "postgresql://modus:s3cret-word@db/modus?sslmode=verify-full"
+    assert "s3cret-word" not in repr(loaded)
 
 
 def test_null_turns_off_the_state_file(config):

@@ -60,7 +60,8 @@ def test_each_library_that_is_imported_is_declared_and_none_besides() -> None:
     libraries = {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"exporter"}
     known = importlib.metadata.packages_distributions()
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
-    declared = {re.split("[<>=]", dependency)[0] for dependency in project["dependencies"]}
+    dependencies = [*project["dependencies"], *project["optional-dependencies"]["postgres"]]
+    declared = {re.split(r"[\[<>=]", dependency)[0] for dependency in dependencies}
     read_by_the_standard_library = {"tzdata"}  # where the system has no time zones
     imported = {known[library][0].lower().replace("_", "-") for library in libraries}
     assert imported | read_by_the_standard_library == declared

@@ -17,9 +17,9 @@ from exporter.runs import account
 from exporter.runs.account import MAX_STATUSES
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Memory, Reading
-from exporter.runs.schema import LedgerError, checksum_of
+from exporter.runs.schema import checksum_of
 from exporter.runs.state import AgentState, Totals, Watermark
-from exporter.runs.store import read_state
+from exporter.runs.store import LedgerError, read_state
 from tests.simulation import BOUNDS, DAY, START, Clock
 
 AGENT = 7

@@ -43,6 +43,8 @@ ALERTS = {
     "ModusReconciliationOverdue",
     "ModusNothingToRead",
     "ModusLedgerDown",
+    "ModusLeasesUnstable",
+    "ModusNoAgentLeased",
     "ModusConfigNotReloaded",
     "ModusExporterDown",
 }

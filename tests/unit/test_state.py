@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from exporter.runs.ledger import Ledger
-from exporter.runs.schema import LedgerError
-from exporter.runs.store import read_state
+from exporter.runs.store import LedgerError, read_state
 from tests.simulation import START, Clock
 from tests.unit.test_ledger import AGENT, a_run, finished, ledger, record
 

@@ -1,0 +1,44 @@
+"""`--state.import`: what another store holds, into the one that is configured; totals stay what they are."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TextIO
+
+import msgspec
+
+from exporter.modus.discovery import shard_of
+from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, State
+from exporter.runs.store import Change, LedgerError, Place, StoreError, open_store, read_alone
+
+
+def run(source: Place, target: Place | None, out: TextIO) -> int:
+    """Copy all agents and say so in one line; returns 0.
+
+    Of a store that a shard wrote, that shard's agents; those of several shards can be imported one after the
+    other. Nobody may use either store meanwhile. Raises LedgerError, also when the target has one of them.
+    """
+    if target is None:
+        raise LedgerError("state.path is null: there is nothing to import into")
+    state = read_alone(source)
+    index, total = state.meta.shard
+    agent_ids = [agent_id for agent_id in state.agents if shard_of(agent_id, total) == index]
+    meta = msgspec.structs.replace(state.meta, shard=(0, 1), version=SCHEMA_VERSION)
+    with closing(open_store(target, lambda: meta.written)) as store:
+        found = store.load(meta, reset_histogram=False)
+        if found.meta.bounds != meta.bounds:
+            raise LedgerError(f"{store.place}: it counts in other buckets; nothing was imported")
+        try:
+            store.adopt(meta, list(_changes(state, agent_ids, with_usage=index == 0)))
+        except StoreError as error:
+            raise LedgerError(f"{store.place}: {error}; nothing was imported") from None
+    runs = sum(len(state.counted[agent_id]) for agent_id in agent_ids)
+    out.write(f"imported {len(agent_ids)} agents, with the ids of {runs} runs, into {store.place}\n")
+    return 0
+
+
+def _changes(state: State, agent_ids: list[int], *, with_usage: bool) -> Iterator[Change]:
+    if state.usage and with_usage:  # the first of several shards reads it for all
+        yield Change(USAGE_ID, msgspec.json.encode(state.usage), [], [])
+    for agent_id in agent_ids:
+        ids = list(state.counted[agent_id].items())
+        yield Change(agent_id, msgspec.json.encode(state.agents[agent_id]), ids, [])

@@ -1,0 +1,183 @@
+"""The ledger's state in a PostgreSQL that several exporters share: each writes what it has leased.
+
+A write holds only while the lease does: it names the lease's epoch and locks it, so that nobody takes the
+agent over meanwhile. Writes of one agent have growing serial numbers besides: one that a cut connection left
+behind changes nothing when it gets through after a newer one.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
+
+from exporter.runs import tables
+from exporter.runs.database import Connection, Cursor
+from exporter.runs.fleet import Fleet
+from exporter.runs.schema import checksum_of
+from exporter.runs.state import Corruption, Meta, State
+from exporter.runs.store import Change, Database, LedgerError, StoreError, Tenant, refuse_known
+
+WRITE = 60.0  # seconds that one transaction may take
+
+
+class SharedStore:
+    """The tables of `database`. Raises LedgerError for a URL that cannot be used."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection = Connection(database, "ledger")
+        self.place = self._connection.place
+        self._buckets = 0
+        self._fleet: Fleet  # from `lease_for` on
+        self._written: dict[int, tuple[int, int]] = {}  # epoch and serial of what is known to be durable
+        self._serial = 0
+        self._problems = 0  # of the leases, when the database was last known to hold all that was written
+        self._stale: set[int] = set()
+
+    def load(self, meta: Meta, *, reset_histogram: bool) -> State:
+        """Make the tables when there are none; no agent is ours before it is leased. Raises LedgerError."""
+        try:
+            with self._connection.transaction(WRITE) as cursor:
+                found = tables.prepare(cursor, self.place, meta, reset_histogram=reset_histogram)
+        except StoreError as error:
+            raise LedgerError(f"{self.place}: not usable for the state: {error}; check state.url") from None
+        self._buckets = tables.buckets_of(found)
+        return State(found, {}, {})
+
+    def lease_for(self, tenant: Tenant) -> Fleet:
+        """Begin to lease agents for this tenant."""
+        self._fleet = Fleet(self._database, tenant, self._buckets, self._written)
+        return self._fleet
+
+    def open_again(self, agent_ids: Collection[int]) -> Collection[int] | None:
+        """The agents of which the database, after a new connection, holds less than was written.
+
+        So it is when it failed over to a server that had not got the last transactions.
+        Raises StoreError, also while the leases cannot be renewed.
+        """
+        if self._fleet.problem:
+            raise StoreError(self._fleet.problem)
+        if self._problems != (problems := self._fleet.problems):
+            self._connection.close()  # it may be of a server that is no longer in charge
+        if not self._connection.is_open:
+            written = {id_: at for id_, at in list(self._written.items()) if id_ in agent_ids}
+            with self._connection.transaction(WRITE) as cursor:
+                cursor.execute(
+                    "SELECT agent_id, epoch, serial FROM modus_agent WHERE agent_id = ANY(%s)",
+                    [list(written)],
+                )
+                found = {agent_id: (epoch, serial) for agent_id, epoch, serial in cursor}
+            self._problems = problems
+            self._stale |= {id_ for id_, at in written.items() if found.get(id_, (-1, 0)) < at}
+        self._stale &= self._written.keys()
+        return list(self._stale) or None
+
+    def write(self, meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
+        """Write in one durable transaction, fenced by the leases. Raises StoreError."""
+        leased = [
+            (epoch, change)
+            for change in changes
+            if (epoch := self._fleet.epoch(change.agent_id)) is not None  # else it was given back meanwhile
+        ]
+        self._serial += 1
+        with self._connection.transaction(WRITE) as cursor:
+            self._lock(cursor, {change.agent_id: epoch for epoch, change in leased})
+            self._write(cursor, leased, anew=anew)
+        for epoch, change in leased:
+            self._stale.discard(change.agent_id)
+            if self._fleet.epoch(change.agent_id) == epoch:
+                self._written[change.agent_id] = (epoch, self._serial)
+
+    def mark(self, agent_id: int, number: int) -> None:
+        """Note that the agent's lines for the log up to this number were said: with the next renewal."""
+        self._fleet.said[agent_id] = number
+
+    @property
+    def marked(self) -> int:
+        """Nothing is loaded that has lines: each lease brings its own mark."""
+        return 0
+
+    def adopt(self, meta: Meta, changes: Sequence[Change]) -> None:
+        """Write agents of another store, with leases that are free. Raises StoreError."""
+        ids = [change.agent_id for change in changes]
+        with self._connection.transaction(10 * WRITE) as cursor:
+            tables.refuse_members(cursor)
+            cursor.execute("SELECT agent_id FROM modus_agent WHERE agent_id = ANY(%s)", [ids])
+            refuse_known({agent_id for (agent_id,) in cursor}, changes)
+            cursor.execute(
+                "INSERT INTO modus_lease (agent_id) SELECT unnest(%s::bigint[]) ON CONFLICT DO NOTHING", [ids]
+            )
+            self._write(cursor, [(0, change) for change in changes], anew=False)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _lock(self, cursor: Cursor, epochs: dict[int, int]) -> None:
+        """Keep the leases from being taken over until the end of the transaction. Raises StoreError."""
+        cursor.execute(
+            "SELECT 1 FROM modus_lease JOIN unnest(%s::bigint[], %s::bigint[]) AS ours (agent_id, epoch) "
+            "USING (agent_id, epoch) WHERE owner = %s ORDER BY agent_id FOR SHARE OF modus_lease",
+            [list(epochs), list(epochs.values()), self._fleet.member],
+        )
+        if lost := len(epochs) - len(cursor.fetchall()):
+            raise StoreError(f"{lost} leases are over: others may have these agents")
+
+    def _write(self, cursor: Cursor, leased: list[tuple[int, Change]], *, anew: bool) -> None:
+        changes = [change for _, change in leased]
+        ids = [change.agent_id for change in changes]
+        states = [change.state or b"" for change in changes]
+        new = [(change.agent_id, _encoded(id_), over) for change in changes for id_, over in change.new]
+        gone = [(change.agent_id, _encoded(id_)) for change in changes for id_ in change.gone]
+        cursor.execute(
+            "INSERT INTO modus_agent AS old (agent_id, epoch, serial, buckets, state, checksum) "
+            "SELECT agent_id, epoch, %b, %b, state, checksum FROM unnest(%b::bigint[], %b::bigint[], "
+            "%b::bytea[], %b::bytea[]) AS new (agent_id, epoch, state, checksum) "
+            "ON CONFLICT (agent_id) DO UPDATE SET epoch = excluded.epoch, serial = excluded.serial, "
+            "buckets = excluded.buckets, state = excluded.state, checksum = excluded.checksum "
+            "WHERE (old.epoch, old.serial) < (excluded.epoch, excluded.serial)",
+            [
+                self._serial,
+                self._buckets,
+                ids,
+                [epoch for epoch, _ in leased],
+                states,
+                [checksum_of(state, id_) for id_, state in zip(ids, states, strict=True)],
+            ],
+        )
+        if cursor.rowcount != len(ids):
+            raise StoreError("the database holds a newer state than ours")
+        if anew:
+            cursor.execute("DELETE FROM modus_counted WHERE agent_id = ANY(%b)", [ids])
+        if new:
+            cursor.execute(
+                "INSERT INTO modus_counted SELECT * FROM unnest(%b::bigint[], %b::bytea[], %b::float8[]) "
+                "ON CONFLICT (agent_id, run_id) DO UPDATE SET over = excluded.over",
+                [list(column) for column in zip(*new, strict=True)],
+            )
+        if gone:
+            cursor.execute(
+                "DELETE FROM modus_counted AS old USING unnest(%b::bigint[], %b::bytea[]) "
+                "AS gone (agent_id, run_id) WHERE old.agent_id = gone.agent_id AND old.run_id = gone.run_id",
+                [list(column) for column in zip(*gone, strict=True)],
+            )
+
+
+def read_state(database: Database, *, alone: bool = False) -> State:
+    """All that the database holds, read beside the exporters that write it, or when none does (`alone`).
+
+    Raises LedgerError.
+    """
+    connection = Connection(database, "audit")
+    with closing(connection):
+        try:
+            with connection.transaction(10 * WRITE, snapshot=True) as cursor:
+                found = tables.read_all(cursor, connection.place)
+                if alone:
+                    tables.refuse_members(cursor)
+                return found
+        except (StoreError, Corruption) as error:
+            raise LedgerError(f"{connection.place}: cannot be read: {error}; check state.url") from None
+
+
+def _encoded(id_: str) -> bytes:
+    """A run's id as the database holds it, whose texts cannot have every character."""
+    return id_.encode("utf-8", "surrogatepass")

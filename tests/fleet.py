@@ -1,0 +1,337 @@
+"""A soak of exporters that share their state: `python -m tests.fleet --minutes 10`, from the root.
+
+Three or four processes and a Prometheus, on one PostgreSQL and one simulated API whose runs start and end all
+the time. Members are killed, stopped, stood still for longer than a lease, added and taken away; the database
+restarts, crashes, hangs, and cuts connections. At every look all members are asked at once: no agent is shown
+by two, no total steps back, no agent is missing for longer than half a minute while the database is there. In
+the end the sum over all equals the API's list, and no series in Prometheus was reset. Exit code 0 or 1.
+"""
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+import yaml
+
+from exporter.demo.simulator import SimulatedModus
+from exporter.runs.leases import TERM, TICK
+from tests.e2e.harness import Exporter, Prometheus, Scrape, config, get, wait_for
+from tests.postgres import Postgres
+
+ROOT = Path(__file__).parents[1]
+AGENTS = range(1, 31)
+OUTCOMES = ("completed", "completed", "error", "cancelled")
+LOOK = 0.5  # seconds between two looks at all members
+GONE = 30.0  # seconds that an agent may be missing while the database is there
+TAKEN_OVER = TERM + 3 * TICK  # seconds after which others have what a member does not renew
+TOTAL = "modus_agent_runs_finished_total"
+MISTAKES = ("Traceback", "a scrape failed", "a thread's work failed", "a commit failed", "internal")
+
+
+class World:
+    """The API's agents, whose runs start and end."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.modus = SimulatedModus(fleet={}).start()
+        for agent_id in AGENTS:
+            self.modus.add_agent(agent_id, f"Agent {agent_id}")
+
+    def live(self) -> None:
+        for _ in range(self.rng.randrange(5)):
+            lasts, outcome = self.rng.random() * 2, self.rng.choice(OUTCOMES)
+            self.modus.start_run(self.rng.choice(AGENTS), lasts=lasts, outcome=outcome)
+
+    def ended(self) -> dict[int, Counter[str]]:
+        runs = {agent_id: self.modus.runs(agent_id) for agent_id in AGENTS}
+        return {id_: Counter(run.listed or "" for run in found) for id_, found in runs.items()}
+
+
+@dataclass
+class Seen:
+    """What the members showed so far, and what was wrong with it."""
+
+    totals: dict[int, Counter[str]] = field(default_factory=dict)
+    last: dict[int, float] = field(default_factory=dict)  # when an agent was shown
+    owner: dict[int, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    handovers: int = 0
+    looks: int = 0
+
+    def note(self, shown: dict[str, Scrape], *, excused: bool) -> None:
+        """Take over one look at all members; `excused`: the database was not there."""
+        now, owners = time.monotonic(), dict[int, str]()
+        self.looks += 1
+        for member, scrape in shown.items():
+            agents = {int(sample.labels["agent_id"]) for sample in scrape.all("modus_agent_up")}
+            for agent_id in agents:
+                if agent_id in owners:
+                    self.problems.append(f"agent {agent_id} is shown by {member} and {owners[agent_id]}")
+                owners[agent_id] = member
+                self._note_totals(agent_id, Counter(scrape.finished(agent_id)))
+        for agent_id in AGENTS:
+            gap = now - self.last.setdefault(agent_id, now)
+            if agent_id in owners:
+                self.last[agent_id] = now
+                if gap > 2 * LOOK:
+                    self.gaps.append(gap)
+                self.handovers += self.owner.get(agent_id, owners[agent_id]) != owners[agent_id]
+                self.owner[agent_id] = owners[agent_id]
+            elif excused:
+                self.last[agent_id] = now
+            elif gap > GONE:
+                self.problems.append(f"agent {agent_id} is shown by nobody for {gap:.0f} s")
+                self.last[agent_id] = now
+
+    def _note_totals(self, agent_id: int, totals: Counter[str]) -> None:
+        before = self.totals.get(agent_id, Counter())
+        if totals and not totals >= before:
+            self.problems.append(f"agent {agent_id} stepped back: {dict(before)} -> {dict(totals)}")
+        self.totals[agent_id] = totals | before
+
+
+class Team:
+    """The members, the database, a Prometheus, and who looks at them all the time."""
+
+    def __init__(self, directory: Path, world: World, stack: ExitStack, members: int = 3) -> None:
+        self.directory, self.world, self.seen = directory, world, Seen()
+        self.server = Postgres()
+        stack.callback(self.server.close)
+        self.excused_until = 0.0
+        self.members: dict[str, Exporter] = {}
+        stack.callback(lambda: [member.kill() for member in self.members.values()])
+        self._ports: dict[str, str] = {}
+        self._lock = threading.Lock()  # one look, or one change of the members
+        self._over = threading.Event()
+        password = directory / "password"
+        password.write_text("correct-horse\n")
+        url = self.server.url.replace(":correct-horse", "")
+        self.file = config(
+            directory,
+            world.modus.url,
+            discovery="{enabled: true}",
+            state=f"{{url: '{url}', password_file: '{password}'}}",
+        )
+        for number in range(members):
+            self.start(f"member-{number}")
+        self.prometheus = Prometheus(directory, self._prometheus_file())
+        stack.callback(self.prometheus.kill)
+        self._still: set[str] = set()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._live, self._look)]
+        for thread in self._threads:
+            thread.start()
+        stack.callback(self._over.set)
+
+    def _prometheus_file(self) -> Path:
+        """The shipped scrape configuration, with these members as targets, asked once a second."""
+        shipped = yaml.safe_load((ROOT / "prometheus" / "prometheus.yml").read_text())
+        job = shipped["scrape_configs"][0]
+        targets = [member.url.removeprefix("http://") for member in self.members.values()]
+        job |= {"static_configs": [{"targets": targets}], "scrape_interval": "1s", "scrape_timeout": "1s"}
+        file = self.directory / "prometheus.yml"
+        file.write_text(yaml.safe_dump({"scrape_configs": [job]}))
+        return file
+
+    def start(self, name: str) -> None:
+        """Start a member, at the address that it had before."""
+        flags = ["--config.file", str(self.file)]
+        if name in self._ports:
+            flags = ["--web.listen-address", self._ports[name], *flags]
+        member = Exporter(self.directory, *flags)
+        self._ports[name] = member.url.removeprefix("http://")
+        with self._lock:
+            self.members[name] = member
+
+    def remove(self, name: str) -> Exporter:
+        """No longer look at a member."""
+        with self._lock:
+            member = self.members.pop(name)
+        for line in member.said().splitlines():
+            if any(mistake in line for mistake in MISTAKES):
+                self.seen.problems.append(f"in the log: {line[:300]}")
+        return member
+
+    def _live(self) -> None:
+        while not self._over.wait(0.2):
+            self.world.live()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK):
+            with self._lock, ThreadPoolExecutor(len(self.members) or 1) as pool:
+                moving = self.members.keys() - self._still
+                asked = {name: pool.submit(self._ask, self.members[name]) for name in moving}
+                shown = {name: found for name, answer in asked.items() if (found := answer.result())}
+                self.seen.note(shown, excused=time.monotonic() < self.excused_until)
+
+    def _ask(self, member: Exporter) -> Scrape | None:
+        with suppress(requests.RequestException):
+            return Scrape(member.exposition(timeout=3))
+        return None  # it stands still, or has just been killed
+
+    # --- what happens ---
+
+    def kill(self, name: str) -> None:
+        """It gives nothing back."""
+        self.remove(name).kill()
+
+    def stop(self, name: str) -> None:
+        code = self.remove(name).stop()
+        if code:
+            self.seen.problems.append(f"{name} ended with exit code {code}")
+
+    def stand_still(self, name: str, seconds: float) -> None:
+        """For longer than a lease; an answer that was under way then must show nothing that others have."""
+        member, answers = self.members[name], list[tuple[float, str]]()
+
+        def ask() -> None:
+            with suppress(requests.RequestException):
+                text = get(f"{member.url}/metrics", timeout=seconds + 20)
+                answers.append((time.monotonic(), text))
+
+        self._still.add(name)
+        asking = [threading.Thread(target=ask) for _ in range(5)]
+        for thread in asking:
+            thread.start()
+            time.sleep(0.01)  # at whatever point of its work it is
+        member.popen.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        woken = time.monotonic()
+        member.popen.send_signal(signal.SIGCONT)
+        for thread in asking:
+            thread.join()
+        self._still.discard(name)
+        late = [text for at, text in answers if at > woken]
+        if seconds >= TAKEN_OVER and any("modus_agent_up{" in text for text in late):
+            self.seen.problems.append(f"{name} shows agents after it stood still")
+
+    def outage(self, number: int, seconds: float) -> None:
+        """The database ends as on this signal, and is back later."""
+        self.excused_until = float("inf")
+        self.server.stop(number)
+        time.sleep(seconds)
+        self.server.start()
+        self.excused_until = time.monotonic() + TERM
+
+    def hang(self, seconds: float) -> None:
+        self.excused_until = float("inf")
+        self.server.pause()
+        time.sleep(seconds)
+        self.server.go_on()
+        self.excused_until = time.monotonic() + TERM
+
+    # --- the end ---
+
+    def verify(self) -> list[str]:
+        """What is wrong once no run ends any more."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        modus = self.world.modus
+        ended = self.world.ended
+        wait_for("all runs ended", lambda: not any(runs["running"] for runs in ended().values()))
+
+        def counted() -> bool:
+            shown = {name: found for name, each in self.members.items() if (found := self._ask(each))}
+            self.seen.note(shown, excused=False)
+            return self.seen.totals == self.world.ended() and self.seen.last.keys() == set(AGENTS)
+
+        try:
+            wait_for("the sum over all is the API's list", counted)
+        except AssertionError as error:
+            wrong = {
+                id_: (dict(self.seen.totals.get(id_, {})), dict(ended))
+                for id_, ended in self.world.ended().items()
+                if self.seen.totals.get(id_) != ended
+            }
+            self.seen.problems.append(f"{error}: shown and listed: {wrong}")
+        listed = sum(len(modus.runs(agent_id)) for agent_id in AGENTS)
+        try:
+            wait_for("Prometheus has them all", lambda: self.prometheus.number(f"sum({TOTAL})") == listed, 30)
+        except AssertionError as error:
+            has = self.prometheus.number(f"sum({TOTAL})")
+            self.seen.problems.append(f"{error}: it has {has}, the API lists {listed}")
+        for series in self.prometheus.query(f"resets({TOTAL}[1h]) > 0"):
+            self.seen.problems.append(f"a series was reset in Prometheus: {series['metric']}")
+        for series in self.prometheus.query(f"count by (agent_id, status, trigger_type) ({TOTAL}) != 1"):
+            self.seen.problems.append(f"more than one series: {series['metric']}")
+        return self.seen.problems
+
+
+def soak(minutes: float, seed: int, directory: Path) -> int:
+    rng, began = random.Random(seed), time.monotonic()  # noqa: S311 - repeatable on purpose
+    told: Counter[str] = Counter()
+    with ExitStack() as stack:
+        world = World(rng)
+        stack.callback(world.modus.close)
+        team = Team(directory, world, stack)
+
+        def again(event: Callable[[str], None]) -> Callable[[], None]:
+            def happen() -> None:
+                name = rng.choice(list(team.members))
+                event(name)
+                time.sleep(rng.choice([0.0, 3.0, TERM + 5]))
+                team.start(name)
+
+            return happen
+
+        def one_more() -> None:
+            team.start("one more")
+            time.sleep(rng.choice([3.0, 15.0]))
+            rng.choice([team.stop, team.kill])("one more")
+
+        events: dict[str, Callable[[], None]] = {
+            "kill": again(team.kill),
+            "stop": again(team.stop),
+            "stand still for longer than a lease": lambda: team.stand_still(
+                rng.choice(list(team.members)), TAKEN_OVER + rng.random() * 8
+            ),
+            "stand still for a moment": lambda: team.stand_still(rng.choice(list(team.members)), 3.0),
+            "one more member": one_more,
+            "connections cut": team.server.cut_connections,
+            "the database restarts": lambda: team.outage(signal.SIGINT, rng.choice([0.0, 3.0])),
+            "the database crashes": lambda: team.outage(signal.SIGQUIT, rng.choice([0.0, 20.0])),
+            "the database hangs": lambda: team.hang(rng.choice([2.0, 15.0])),
+        }
+        while time.monotonic() - began < minutes * 60:
+            time.sleep(rng.random() * 4)
+            event = rng.choice(list(events))
+            told[event] += 1
+            sys.stderr.write(f"{time.monotonic() - began:7.1f} s: {event}\n")
+            events[event]()
+        problems = team.verify()
+        seen = team.seen
+        runs = sum(sum(each.values()) for each in seen.totals.values())
+        print(f"{runs} runs, {seen.looks} looks, {seen.handovers} handovers, {sum(told.values())} events")  # noqa: T201
+        gaps = sorted(seen.gaps) or [0.0]
+        print(f"gaps: {len(gaps)}, median {gaps[len(gaps) // 2]:.1f} s, longest {gaps[-1]:.1f} s")  # noqa: T201
+        for event, number in told.most_common():
+            print(f"{number:5} {event}")  # noqa: T201
+        for problem in problems[:20]:
+            print(problem)  # noqa: T201
+        print(f"{len(problems)} problems")  # noqa: T201
+    return 1 if problems else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Soak exporters that share their state.")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="modus-fleet-") as directory:
+        return soak(options.minutes, options.seed, Path(directory))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,648 @@
+"""State that several exporters share, in a real PostgreSQL: what holds for a file too, leases, and faults."""
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from exporter.deadline import Deadline
+from exporter.demo.simulator import SimulatedModus
+from exporter.metrics.table import AgentSnapshot
+from exporter.modus.discovery import shard_of
+from exporter.runs import fleet, importing, leases, tables
+from exporter.runs.account import KEEP
+from exporter.runs.ledger import Ledger
+from exporter.runs.reader import Memory, Reading
+from exporter.runs.state import SCHEMA_VERSION, State, Watermark
+from exporter.runs.store import Database, LedgerError, Place, read_state
+from exporter.scalars import DatabaseUrl
+from tests.e2e.harness import wait_for
+from tests.postgres import PASSWORD, Postgres
+from tests.simulation import BOUNDS, DAY, START, Clock, Exporter, finished, settings
+from tests.unit.test_ledger import a_run
+
+pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("postgres")]
+AGENT = 7
+TERM, TICK, MARGIN = 3.0, 0.1, 0.5  # seconds: the tests have less time than an operator
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (fleet, leases):
+        monkeypatch.setattr(module, "TERM", TERM)
+        monkeypatch.setattr(module, "TICK", TICK)
+        monkeypatch.setattr(module, "MARGIN", MARGIN)
+
+
+@pytest.fixture
+def server(postgres: Postgres) -> Iterator[Postgres]:
+    yield postgres
+    postgres.empty()
+
+
+@pytest.fixture(params=["file", "database"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "file":
+        return str(tmp_path / "state.db")
+    server: Postgres = request.getfixturevalue("server")
+    return server.database
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def open_ledger(place: Place, clock: Clock, *agents: int, **more: object) -> Ledger:
+    """A ledger that has what it can have of these agents."""
+    book = Ledger(place, BOUNDS, lookback=DAY, clock=clock, **more)  # type: ignore[arg-type]
+    if book.leases:
+        book.leases.want(frozenset(agents or (AGENT,)), Deadline(20.0))
+    return book
+
+
+def record(book: Ledger, *runs: object, agent_id: int = AGENT) -> None:
+    memory = Memory(epoch=book.known(agent_id).epoch)
+    book.record(agent_id, Reading(Watermark(), memory, runs=list(runs), now=book.clock()))  # type: ignore[arg-type]
+
+
+def counted(book: Ledger, agent_id: int = AGENT) -> int:
+    totals = book.agents()[agent_id].totals
+    return sum(n for by_trigger in totals.finished.values() for n in by_trigger.values())
+
+
+# --- what holds for both stores ---
+
+
+def test_a_restart_goes_on_where_the_last_commit_was(place: Place, clock: Clock) -> None:
+    with closing(open_ledger(place, clock)) as book:
+        record(book, a_run("wf:1"), a_run("wf:2", "running", end=None, duration_ms=None))
+    with closing(open_ledger(place, clock)) as again:
+        record(again, a_run("wf:1"), a_run("wf:2"), a_run("wf:3"))
+        assert counted(again) == 3
+        assert again.agents()[AGENT].totals.created == START - DAY
+
+
+def test_ids_with_whatever_characters_are_kept(place: Place, clock: Clock) -> None:
+    ids = ["wf:\x00", "wf:é☃", "wf:'; DROP TABLE modus_agent", "x" * 2000, ""]
+    with closing(open_ledger(place, clock)) as book:
+        record(book, *map(a_run, ids))
+    with closing(open_ledger(place, clock)) as again:
+        record(again, *map(a_run, ids))
+        assert counted(again) == len(ids)
+    assert read_state(place).counted[AGENT].keys() == set(ids)
+
+
+def test_ids_that_were_forgotten_are_gone_from_the_store(place: Place, clock: Clock) -> None:
+    with closing(open_ledger(place, clock)) as book:
+        record(book, a_run("old"))
+        clock.advance(DAY + 2 * KEEP)
+        record(book, a_run("new", start=clock() - 100, end=clock() - 50))
+        book.commit()
+        assert read_state(place).counted[AGENT].keys() == {"new"}
+        assert counted(book) == 2
+
+
+def test_other_buckets_are_refused_unless_the_histogram_is_reset(place: Place, clock: Clock) -> None:
+    with closing(open_ledger(place, clock)) as book:
+        record(book, a_run())
+    with pytest.raises(LedgerError, match="reset-histogram"):
+        Ledger(place, (1.0, 2.0), lookback=DAY, clock=clock)
+    anew = Ledger(place, (1.0, 2.0), lookback=DAY, clock=clock, reset_histogram=True)
+    with closing(anew):
+        if anew.leases:
+            anew.leases.want(frozenset({AGENT}), Deadline(20.0))
+        totals = anew.agents()[AGENT].totals
+        assert totals.durations.buckets == [0, 0, 0]
+        assert counted(anew) == 1
+        record(anew, a_run("wf:2"))
+    Ledger(place, (1.0, 2.0), lookback=DAY, clock=clock).close()
+
+
+def test_what_is_read_beside_the_exporter_is_what_it_has(place: Place, clock: Clock) -> None:
+    with closing(open_ledger(place, clock)) as book:
+        record(book, a_run())
+        book.commit()
+        found = read_state(place)
+        assert found.counted == {AGENT: {"wf:1": START - 70}}
+        assert found.agents[AGENT].totals == book.agents()[AGENT].totals
+
+
+# --- leases ---
+
+
+class Fleet:
+    """Exporters on one database and one simulated API."""
+
+    def __init__(self, server: Postgres, agents: int) -> None:
+        self.server = server
+        self.agents = range(1, agents + 1)
+        self.modus = SimulatedModus(fleet={})
+        self.members: list[Exporter] = []
+        self.totals: dict[int, dict[str, int]] = {}
+        for agent_id in self.agents:
+            self.modus.add_agent(agent_id, f"Agent {agent_id}")
+            self.end_run(agent_id)
+
+    def end_run(self, agent_id: int, ago: float = 60.0) -> None:
+        self.modus.start_run(agent_id, at=self.modus.clock() - ago, lasts=5.0)
+
+    def join(self, database: Database | None = None) -> Exporter:
+        place = database or self.server.database
+        member = Exporter(self.modus, place, settings(*self.agents))  # type: ignore[arg-type]
+        self.members.append(member)
+        return member
+
+    def scrape(self) -> list[dict[int, AgentSnapshot]]:
+        """What all show, one after the other: each agent at most once, and nothing steps back."""
+        shown = [member.scrape() for member in self.members]
+        owners = [agent_id for each in shown for agent_id in each]
+        assert len(owners) == len(set(owners)), "two show the same agent"
+        for agents in shown:
+            for agent_id, agent in agents.items():
+                if agent.totals:
+                    totals = finished(agent)
+                    before = self.totals.get(agent_id, {})
+                    assert all(totals[status] >= n for status, n in before.items()), "a total stepped back"
+                    self.totals[agent_id] = totals
+        return shown
+
+    def settle(self) -> list[int]:
+        """Scrape until all agents are shown, in even shares; returns how many each has."""
+
+        def even() -> list[int] | None:
+            numbers = [len(agents) for agents in self.scrape()]
+            done = sum(numbers) == len(self.agents) and max(numbers) - min(numbers) <= 1
+            return numbers if done else None
+
+        return wait_for("the shares are even", even, seconds=30)
+
+    def counts(self, number: int) -> None:
+        """Of each agent so many runs are shown soon, and never more."""
+        wait_for(
+            "all is counted",
+            lambda: self.scrape() and {sum(totals.values()) for totals in self.totals.values()} == {number},
+        )
+
+    def close(self) -> None:
+        for member in self.members:
+            member.close()
+
+
+@pytest.fixture
+def make_fleet(server: Postgres) -> Iterator[Callable[[int], Fleet]]:
+    made: list[Fleet] = []
+
+    def make(agents: int) -> Fleet:
+        made.append(Fleet(server, agents))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def abandon(member: Exporter) -> None:
+    """As after SIGKILL: it neither renews nor gives back."""
+    leases = member.ledger.leases
+    assert isinstance(leases, fleet.Fleet)
+    leases._tick = lambda: None  # type: ignore[method-assign]
+    leases._end = lambda: None  # type: ignore[method-assign]
+
+
+def test_the_first_scrape_shows_all_that_is_free(make_fleet: Callable[[int], Fleet]) -> None:
+    fleet = make_fleet(5)
+    fleet.join()
+    assert len(fleet.scrape()[0]) == 5
+
+
+def test_members_that_come_and_go_share_evenly_and_no_total_steps_back(
+    make_fleet: Callable[[int], Fleet],
+) -> None:
+    fleet = make_fleet(20)
+    for number in (1, 2, 3):
+        fleet.join()
+        assert len(fleet.settle()) == number
+        for agent_id in fleet.agents:
+            fleet.end_run(agent_id, ago=50.0 - number)
+    fleet.members.pop(0).close()
+    fleet.settle()
+    fleet.counts(4)
+
+
+def test_a_member_that_stops_gives_its_agents_back_at_once(
+    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "TERM", 3600.0)
+    team = make_fleet(6)
+    team.join()
+    team.join()
+    team.settle()
+    team.members.pop().close()
+    assert team.settle() == [6]
+
+
+def test_a_member_that_dies_loses_its_agents_when_its_term_is_over(
+    make_fleet: Callable[[int], Fleet],
+) -> None:
+    team = make_fleet(6)
+    team.join()
+    team.join()
+    team.settle()
+    dead = team.members.pop()
+    abandon(dead)
+    for agent_id in team.agents:
+        team.end_run(agent_id)
+    assert team.settle() == [6]
+    team.counts(2)
+    assert dead.scrape() == {}, "it shows what another one has"
+    dead.close()
+
+
+def test_who_lost_its_leases_without_noticing_can_write_nothing(make_fleet: Callable[[int], Fleet]) -> None:
+    """As after a stop for longer than a term: whatever its clock says, the database refuses."""
+    team = make_fleet(2)
+    late = team.join()
+    team.scrape()
+    leases = late.ledger.leases
+    assert isinstance(leases, fleet.Fleet)
+    abandon(late)
+    leases._until = float("inf")
+    team.members.clear()
+    new = team.join()
+    team.settle()
+    team.end_run(1)
+    team.scrape()
+    before = team.server.ask("SELECT * FROM modus_agent ORDER BY agent_id")
+    team.end_run(1, ago=40.0)
+    team.end_run(2, ago=40.0)
+    late.scrape()
+    assert not late.ledger.up
+    assert team.server.ask("SELECT * FROM modus_agent ORDER BY agent_id") == before
+    late.ledger.leases = leases
+    leases._until = 0.0
+    late.close()
+    assert new.ledger.up
+
+
+def test_a_reading_that_outlives_its_lease_is_thrown_away(server: Postgres, clock: Clock) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book)
+        old = Memory(epoch=book.known(AGENT).epoch)
+        server.do("UPDATE modus_lease SET owner = NULL, epoch = epoch + 1")
+        wait_for("it is ours anew", lambda: book.known(AGENT).epoch not in (None, old.epoch))
+        book.record(AGENT, Reading(Watermark(), old, runs=[a_run()], now=clock()))
+        assert AGENT not in book.agents() or not counted(book)
+
+
+def test_nothing_but_what_is_durable_is_shown(make_fleet: Callable[[int], Fleet]) -> None:
+    """Another exporter may have to go on from there."""
+    team = make_fleet(1)
+    member = team.join()
+    team.scrape()
+    with team.server.connect() as other:
+        other.execute("BEGIN")
+        other.execute("LOCK TABLE modus_agent IN EXCLUSIVE MODE")
+        team.end_run(1)
+        member.api.before = lambda: None
+        snapshot = member.collector.scrape(2.0)
+        assert sum(finished(snapshot.agents[0]).values()) == 1
+        other.execute("ROLLBACK")
+    wait_for("it is durable", lambda: sum(finished(member.scrape()[1]).values()) == 2)
+
+
+def test_who_is_not_scraped_for_long_leaves_the_fleet_and_comes_back_with_a_scrape(
+    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "IDLE", 1.0)
+    team = make_fleet(4)
+    idle = team.join()
+    team.scrape()
+    team.members.remove(idle)
+    team.join()
+    assert team.settle() == [4]
+    team.members.append(idle)
+    assert team.settle() == [2, 2]
+
+
+def test_agents_that_nobody_wants_any_more_are_forgotten(
+    server: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_ledger(server.database, clock, AGENT, 8)) as book:
+        record(book, a_run())
+        record(book, a_run(), agent_id=8)
+    server.do("UPDATE modus_lease SET since = since - interval '2 days'")
+    monkeypatch.setattr(fleet, "SWEEP", 0.0)
+    with closing(open_ledger(server.database, clock, AGENT)) as book:
+        wait_for("it is forgotten", lambda: read_state(server.database).agents.keys() == {AGENT})
+        assert read_state(server.database).counted.keys() == {AGENT}
+        assert counted(book) == 1
+
+
+# --- the database fails ---
+
+
+def test_while_the_database_is_away_all_is_shown_until_the_lease_ends_and_then_nothing(
+    make_fleet: Callable[[int], Fleet],
+) -> None:
+    team = make_fleet(3)
+    member = team.join()
+    team.scrape()
+    team.server.stop()
+    try:
+        snapshot = member.collector.scrape(None)
+        assert len(snapshot.agents) == 3
+        for agent_id in team.agents:
+            team.end_run(agent_id)
+        wait_for("it says so", lambda: not member.collector.scrape(None).ledger_up)
+        wait_for("nothing is shown", lambda: not member.scrape())
+        assert not member.collector.scrape(None).ledger_up
+    finally:
+        team.server.start()
+    team.settle()
+    wait_for(
+        "all is counted", lambda: team.scrape() and {sum(t.values()) for t in team.totals.values()} == {2}
+    )
+    assert member.collector.scrape(None).ledger_up
+
+
+def test_a_database_that_hangs_costs_no_more_than_one_that_is_away(
+    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "REQUEST", 1.0)
+    team = make_fleet(3)
+    member = team.join()
+    team.scrape()
+    team.server.pause()
+    try:
+        wait_for("nothing is shown", lambda: not member.scrape())
+        wait_for("it says so", lambda: not member.collector.scrape(None).ledger_up)
+    finally:
+        team.server.go_on()
+    team.settle()
+
+
+def test_an_outage_for_all_costs_nobody_its_agents(make_fleet: Callable[[int], Fleet]) -> None:
+    """Who is back first does not take over from those who could not renew either."""
+    team = make_fleet(9)
+    for _ in range(3):
+        team.join()
+    team.settle()
+    before = [set(agents) for agents in team.scrape()]
+    team.server.stop()
+    try:
+        wait_for("nothing is shown", lambda: not any(team.scrape()))
+        time.sleep(TERM)  # an outage for longer than any lease
+    finally:
+        team.server.start()
+    team.settle()
+    assert [set(agents) for agents in team.scrape()] == before
+
+
+def test_cut_connections_lose_and_repeat_nothing(make_fleet: Callable[[int], Fleet]) -> None:
+    team = make_fleet(4)
+    team.join()
+    for _ in range(10):
+        team.end_run(1)
+        team.server.cut_connections()
+        team.scrape()
+    wait_for("all is counted", lambda: team.scrape() and sum(team.totals[1].values()) == 11)
+
+
+def test_a_failover_that_lost_the_last_transactions_is_written_again(server: Postgres, clock: Clock) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        book.commit()
+        server.do("CREATE TABLE modus_then_agent AS TABLE modus_agent")
+        server.do("CREATE TABLE modus_then_counted AS TABLE modus_counted")
+        record(book, a_run("wf:2"))
+        book.commit()
+        server.do("DELETE FROM modus_agent")
+        server.do("DELETE FROM modus_counted")
+        server.do("INSERT INTO modus_agent TABLE modus_then_agent")
+        server.do("INSERT INTO modus_counted TABLE modus_then_counted")
+        server.cut_connections()
+        wait_for("it is written again", lambda: book.commit() or len(_found(server)) == 2)
+        assert book.up
+    with closing(open_ledger(server.database, clock)) as again:
+        record(again, a_run("wf:1"), a_run("wf:2"))
+        assert counted(again) == 2
+
+
+def _found(server: Postgres) -> set[object]:
+    return {row[0] for row in server.ask("SELECT run_id FROM modus_counted")}
+
+
+def test_a_write_that_gets_through_after_a_newer_one_changes_nothing(server: Postgres, clock: Clock) -> None:
+    """A cut connection may leave one behind, under the very same lease."""
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        book.commit()
+        record(book, a_run("wf:2"))
+        book.commit()
+        store = book._store
+        store._serial -= 1  # type: ignore[union-attr]
+        record(book, a_run("wf:3"))
+        book.commit()
+        assert not book.up
+        assert len(_found(server)) == 2
+        book.commit()
+        assert book.up
+        assert len(_found(server)) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE modus_agent SET state = '\\x7b7d'",
+        "UPDATE modus_agent SET checksum = '\\x00'",
+        "UPDATE modus_counted SET over = over + 1",
+        "DELETE FROM modus_counted WHERE run_id = 'wf:1'",
+    ],
+)
+def test_an_agent_that_somebody_edited_is_set_aside_and_begins_anew(
+    server: Postgres, clock: Clock, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(open_ledger(server.database, clock, AGENT, 8)) as book:
+        record(book, a_run("wf:1"), a_run("wf:2"))
+        record(book, a_run("wf:1"), agent_id=8)
+    server.do(damage + (" AND" if "WHERE" in damage else " WHERE") + f" agent_id = {AGENT}")
+    with pytest.raises(LedgerError, match="cannot be read"):
+        read_state(server.database)
+    with closing(open_ledger(server.database, clock, AGENT, 8)) as again:
+        assert again.agents().keys() == {8}
+        record(again, a_run("wf:2"), a_run("wf:3"))
+    assert read_state(server.database).counted[AGENT].keys() == {"wf:2", "wf:3"}
+    assert [agent_id for (agent_id,) in server.ask("SELECT agent_id FROM modus_aside")] == [AGENT]
+    assert "was set aside" in caplog.text
+
+
+def test_a_newer_version_takes_over_and_the_older_one_falls_silent_and_says_why(
+    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    team = make_fleet(2)
+    old = team.join()
+    team.scrape()
+    with monkeypatch.context() as newer:
+        newer.setattr(tables, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        newer.setattr(
+            tables, "MIGRATIONS", {SCHEMA_VERSION + 1: ("ALTER TABLE modus_agent ADD COLUMN more integer",)}
+        )
+        Ledger(team.server.database, BOUNDS, lookback=DAY).close()
+    team.server.do("DELETE FROM modus_member")  # what the older one saw of that was a patched one
+    wait_for("the older one is silent", lambda: not old.scrape())
+    assert not old.collector.scrape(None).ledger_up
+    said = [getattr(line, "fields", {}).get("error", "") for line in caplog.records]
+    assert any("a newer modus-exporter has taken it over" in error for error in said)
+    assert team.server.ask("SELECT more FROM modus_agent")
+    with pytest.raises(LedgerError, match="upgrade this one"):
+        team.join()
+
+
+def test_a_wrong_password_is_one_line_without_it(server: Postgres, tmp_path: Path) -> None:
+    wrong = Database(DatabaseUrl(server.url.replace(PASSWORD, "hunter2-hunter2")))
+    with pytest.raises(LedgerError, match="password authentication failed") as caught:
+        Ledger(wrong, BOUNDS, lookback=DAY)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_password_may_be_in_a_file_that_is_read_for_each_connection(
+    server: Postgres, tmp_path: Path, clock: Clock
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(PASSWORD + "\n")
+    database = Database(DatabaseUrl(server.url.replace(f":{PASSWORD}", "")), str(file))
+    with closing(open_ledger(database, clock)) as book:
+        record(book, a_run())
+        assert PASSWORD not in str(book.place)
+        file.unlink()
+        server.cut_connections()
+        wait_for("it cannot connect", lambda: book.commit() or not book.up)
+        file.write_text(PASSWORD)
+        wait_for("it is back", lambda: book.commit() or book.up)
+
+
+@pytest.mark.parametrize("url", ["postgresql://a:b@[::1/x", "postgresql://u:secret-word@[h/d"])
+def test_a_url_that_libpq_does_not_understand_is_one_line_that_quotes_nothing(url: str) -> None:
+    with pytest.raises(LedgerError, match="expected postgresql:") as caught:
+        Ledger(Database(DatabaseUrl(url)), BOUNDS, lookback=DAY)
+    assert "secret-word" not in str(caught.value)
+
+
+def test_a_database_that_is_away_at_the_start_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match=r"check state\.url") as caught:
+        Ledger(Database(DatabaseUrl("postgresql://u@127.0.0.1:1/d")), BOUNDS, lookback=DAY)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_psycopg_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "exporter.runs.postgres", None)
+    with pytest.raises(LedgerError, match=r"pip install 'modus-exporter\[postgres\]'"):
+        Ledger(Database(DatabaseUrl("postgresql://u@127.0.0.1:1/d")), BOUNDS, lookback=DAY)
+
+
+def test_no_password_is_in_any_line_of_the_log(
+    make_fleet: Callable[[int], Fleet], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    team = make_fleet(1)
+    member = team.join()
+    team.scrape()
+    team.server.stop()
+    try:
+        wait_for("nothing is shown", lambda: not member.scrape())
+    finally:
+        team.server.start()
+    team.settle()
+    assert "cannot be renewed" in caplog.text
+    assert PASSWORD not in caplog.text
+
+
+# --- from one store to another ---
+
+
+def ids_of(state: State) -> dict[int, set[str]]:
+    return {agent_id: set(ids) for agent_id, ids in state.counted.items()}
+
+
+def test_from_a_file_to_the_database_and_back_nothing_changes(
+    server: Postgres, tmp_path: Path, clock: Clock
+) -> None:
+    here, back = str(tmp_path / "here.db"), str(tmp_path / "back.db")
+    with closing(open_ledger(here, clock)) as book:
+        record(book, a_run("wf:1"), a_run("wf:2", "running", end=None, duration_ms=None))
+        record(book, a_run("wf:\x00", "error"), agent_id=8)
+    before, out = read_state(here), io.StringIO()
+    assert importing.run(here, server.database, out) == 0
+    assert importing.run(server.database, back, out) == 0
+    assert out.getvalue().count("imported 2 agents, with the ids of 2 runs, into ") == 2
+    for place in (server.database, back):
+        found = read_state(place)
+        assert ids_of(found) == ids_of(before)
+        for agent_id, agent in found.agents.items():
+            assert agent.totals == before.agents[agent_id].totals
+            assert agent.open == before.agents[agent_id].open
+            assert agent.watermark == before.agents[agent_id].watermark
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"), a_run("wf:2"))
+        assert counted(book) == 2
+
+
+def test_an_import_over_an_agent_that_is_there_changes_nothing(
+    place: Place, tmp_path: Path, clock: Clock
+) -> None:
+    source = str(tmp_path / "source.db")
+    for where, run in ((source, "wf:1"), (place, "wf:2")):
+        with closing(open_ledger(where, clock)) as book:
+            record(book, a_run(run))
+    with pytest.raises(LedgerError, match="1 of these agents already, such as 7; nothing was imported"):
+        importing.run(source, place, io.StringIO())
+    assert ids_of(read_state(place)) == {AGENT: {"wf:2"}}
+
+
+def test_files_of_shards_are_imported_one_after_the_other_each_with_its_own_agents(
+    server: Postgres, tmp_path: Path, clock: Clock
+) -> None:
+    agents = range(1, 9)
+    for index in (0, 1):
+        path = str(tmp_path / f"{index}.db")
+        with closing(open_ledger(path, clock, shard=(index, 2))) as book:
+            for agent_id in agents:  # also such as came from the other shard once
+                record(book, agent_id=agent_id)
+                record(book, a_run(f"{index}", end=clock() + 1), agent_id=agent_id)
+        importing.run(path, server.database, io.StringIO())
+    assert ids_of(read_state(server.database)) == {id_: {str(shard_of(id_, 2))} for id_ in agents}
+
+
+def test_nothing_is_imported_from_or_into_a_store_in_use(
+    server: Postgres, tmp_path: Path, clock: Clock
+) -> None:
+    path = str(tmp_path / "state.db")
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run())
+        book.commit()
+        with pytest.raises(LedgerError, match="1 exporters use it"):
+            importing.run(server.database, path, io.StringIO())
+        with closing(open_ledger(path, clock, 8)) as other:
+            record(other, a_run(), agent_id=8)
+            other.commit()
+            with pytest.raises(LedgerError, match="in use by another process"):
+                importing.run(path, server.database, io.StringIO())
+        with pytest.raises(LedgerError, match="stop them first"):
+            importing.run(path, server.database, io.StringIO())
+
+
+def test_what_is_not_there_cannot_be_imported_and_leaves_no_file(server: Postgres, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.db"
+    with pytest.raises(LedgerError, match="there is no state file"):
+        importing.run(str(missing), server.database, io.StringIO())
+    with pytest.raises(LedgerError, match="there is no state yet"):
+        importing.run(server.database, str(tmp_path / "new.db"), io.StringIO())
+    assert not list(tmp_path.iterdir())
