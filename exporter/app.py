@@ -14,12 +14,16 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from exporter import __version__
 from exporter.config import (
+    AgentBudget,
     AgentConfig,
+    Budget,
     Config,
     ConfigError,
     Discovery,
     Modus,
+    Runs,
     State,
+    Usage,
 )
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
@@ -40,7 +44,7 @@ from exporter.runs.runlog import RunLog
 from exporter.runs.store import Database, Place
 from exporter.runs.threads import KeptThreads
 from exporter.runs.usagereader import UsageSettings
-from exporter.scalars import DatabaseUrl, Positive, Secret
+from exporter.scalars import DatabaseUrl, Positive, Rate, Secret
 from exporter.tokens import TokenError, token_source
 from exporter.web.messages import HTTPError, text
 from exporter.web.negotiation import Format
@@ -251,6 +255,10 @@ def demo(stack: ExitStack) -> Callable[[], Config]:
         modus=Modus(base_url=modus.url, token=Secret(modus.token)),
         agents=(AgentConfig(107, Positive(3600)), AgentConfig(102, expected_duration=Positive(30))),
         discovery=Discovery(enabled=True),
+        runs=Runs(log="failed"),
+        usage=Usage(
+            budget=Budget(Rate(30_000), (AgentBudget(102, Rate(20_000)), AgentBudget(108, Rate(300))))
+        ),
         state=State(path=str(Path(directory) / "state.db")),
     )
     return lambda: config

@@ -53,6 +53,7 @@ def panels() -> list[Json]:
             burn_rate(14, (12, 0, 6, 6)),
             in_time(19, (18, 0, 6, 6)),
         ],
+        schedule(),
         trust(),
     )
 
@@ -251,6 +252,45 @@ def in_time(key: int, at: At) -> Json:
         noValue="No run, no expected_duration, or it is no bucket's bound (before Prometheus 3.4)",
         overrides=colours({"in time": BLUE}),
     )
+
+
+def schedule() -> list[Json]:
+    """What the agent's schedule in Modus plans, and whether it came to pass."""
+    return [
+        stat(
+            (20, "Next due", "s", (0, 0, 6, 3)),
+            "Until the agent's schedule in Modus is due; of several agents the next one.",
+            now(f"min(clamp_min({q.NEXT_DUE} - time(), 0))", "in"),
+            steps=NEUTRAL,
+            decimals=0,
+            noValue="no schedule",
+        ),
+        stat(
+            (21, "Last due", "s", (6, 0, 6, 3)),
+            "Since the schedule was due last; of several agents the newest.",
+            now(f"min({q.age(q.LAST_DUE)})", "ago"),
+            steps=NEUTRAL,
+            decimals=0,
+            noValue="not known",
+        ),
+        stat(
+            (22, "Started since", "short", (12, 0, 6, 3)),
+            "Agents that started a run, or ended one, since their schedule was due last.",
+            now(f"count({q.LAST_DUE}) - (count({q.MISSED_FOR}) or 0 * count({q.LAST_DUE}))", "agents"),
+            steps=NEUTRAL,
+            decimals=0,
+            noValue="no schedule",
+        ),
+        stat(
+            (23, "Start missed for", "s", (18, 0, 6, 3)),
+            "From a due time to the last read, without a start between them; of several agents the longest. "
+            f"Red from {q.MISSED_START // 60} min, as in the alert ModusAgentStartMissed.",
+            now(f"max({q.MISSED_FOR}) or 0 * max({q.LAST_DUE})", "missed"),
+            steps=thresholds((None, GREEN), (1, BLUE), (q.MISSED_START, RED)),
+            decimals=0,
+            noValue="no schedule",
+        ),
+    ]
 
 
 def trust() -> list[Json]:

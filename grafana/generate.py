@@ -9,6 +9,7 @@ import json
 from types import ModuleType
 
 import agent_dashboard
+import cost_dashboard
 import exporter_dashboard
 import fleet_dashboard
 from panels import Json
@@ -18,6 +19,7 @@ from variables import annotations, variables
 DASHBOARDS: dict[str, ModuleType] = {
     "fleet": fleet_dashboard,
     "agent": agent_dashboard,
+    "cost": cost_dashboard,
     "exporter": exporter_dashboard,
 }
 

@@ -28,6 +28,7 @@ MIN_RUNS = _LIMITS["min_runs"]  # no ratio of fewer runs is coloured
 # failures of an hour and of six, over what the objective allows
 BURN_1H, BURN_6H = _LIMITS["burn_1h_factor"], _LIMITS["burn_6h_factor"]
 SILENT_FACTOR, SILENT_GRACE = _LIMITS["silent_factor"], _LIMITS["silent_grace_seconds"]
+MISSED_START = _LIMITS["missed_start_seconds"]
 STALE = _LIMITS["stale_after_seconds"]  # not read for longer: orange
 SCRAPE_TIMEOUT = int(_CONFIG["global"]["scrape_timeout"].removesuffix("s"))  # seconds
 TOP = 10  # agents that one panel draws, however many are selected
@@ -140,6 +141,23 @@ def named(expr: str, at: str = "") -> str:
     return f"({expr}) * on ({KEY}) group_left (agent_name) topk by ({KEY}) (1, {names})"
 
 
+def called(expr: str, at: str = "") -> str:
+    """As `named`; who is used and not read has no name, and is called by its id."""
+    with_name = named(expr, at)
+    return f'{with_name} or label_join({expr}, "agent_name", "", "agent_id") unless on ({KEY}) {UP}'
+
+
+def used(metric: str, window: str, also: str = "", at: str = "") -> str:
+    """What agents used, read by this exporter or not."""
+    return increase(metric, window, also, at=at)
+
+
+def of_models(metric: str, window: str) -> str:
+    """What was used of each model, by all agents."""
+    grown = f"increase({metric}{{{JOB}}}[{window}])"
+    return f"max by ({INSTALLATION}, model) (sum by ({INSTALLATION}, model, instance) ({grown}))"
+
+
 def top(expr: str, by: str = "", agents: int = TOP) -> str:
     """The agents with the largest values, as of now."""
     return f"topk{f' by ({by})' if by else ''} ({agents}, {named(expr)})"
@@ -177,6 +195,17 @@ OPEN = gauge(_OPEN, pick="min")
 OPEN_BY_STATUS = gauge(_OPEN, also="status", pick="min")
 OPEN_COUNTS = gauge("modus_agent_runs", 'status=~"running|awaiting_human"', also="status")
 NOT_READ = f"{UP} == 0"
+# of all agents, selected or not
+MONTH_OF_ALL = f"sum by ({INSTALLATION}) (max by ({KEY}) (modus_agent_month_credits{{{JOB}}}))"
+BUDGET_OF_ALL = f"max by ({INSTALLATION}) (modus_budget_credits{{{JOB}}})"
+LAST_DUE = gauge("modus_agent_schedule_last_due_timestamp_seconds")
+NEXT_DUE = gauge("modus_agent_schedule_next_due_timestamp_seconds", pick="min")
+ENDED_LAST = gauge("modus_agent_last_run_end_timestamp_seconds")
+# As the alert ModusAgentStartMissed, but without its patience: due, and nothing has started or ended since.
+MISSED_FOR = (
+    f"clamp_min({LAST_READ} - ({LAST_DUE} unless {STARTED} >= {LAST_DUE} unless {ENDED_LAST} >= {LAST_DUE} "
+    f"unless {OPEN}), 0)"
+)
 
 # As the alert ModusAgentLastRunFailed: an agent that succeeded lately is left to the failure ratio.
 FAILING = f"{FAILED} unless {SUCCEEDED} >= {FAILED} unless time() - {SUCCEEDED} <= {FAILING_AFTER}"

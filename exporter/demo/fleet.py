@@ -78,7 +78,9 @@ def runs_of(agent_id: int, profile: AgentProfile, born: float, seed: int) -> Ite
         workflow_id = retry_of or f"wf_{agent_id}_{start * 1000:.0f}"
         waits_from, trigger = start + 10 if profile.asks_human else INF, rng.choice(profile.triggers)
         ids = agent_id, workflow_id, stable_uuid(seed, workflow_id, start)
-        return SimulatedRun(*ids, start, end, outcome, waits_from, trigger)
+        timed_out = outcome == "cancelled" and profile.asks_human
+        reason = "approval_timeout" if timed_out else None
+        return SimulatedRun(*ids, start, end, outcome, waits_from, trigger, reason=reason)
 
     if profile.open_since is not None:
         yield run(born + profile.open_since, INF)

@@ -33,6 +33,9 @@ ALERTS = {
     "ModusAgentStartMissed",
     "ModusAgentSlowerThanUsual",
     "ModusAgentDurationObjectiveMissed",
+    "ModusAgentSpendUnusual",
+    "ModusAgentBudgetSoonSpent",
+    "ModusBudgetSoonSpent",
     "ModusApiUnreachable",
     "ModusTokenRejected",
     "ModusApiRateLimited",
@@ -147,6 +150,7 @@ def test_an_alert_says_whom_it_concerns_and_where_to_look(rule):
     for label in named:
         assert f"$labels.{label}" in notes["description"]
     page = "modus-agent" if about_agent else "modus-exporter"
+    page = "modus-cost" if "credits" in notes["summary"] else page
     variables = {"cluster": "cluster", "namespace": "namespace", "job": "job"}
     variables |= {"agent": "agent_id"} if about_agent else {}
     assert notes["dashboard_url"] == f"{SETTINGS['grafana_url']}/d/{page}/{page}?" + "&".join(
