@@ -17,6 +17,7 @@ from exporter.runs.reader import Limits
 from exporter.runs.report import find_targets, side_by_side, table
 from exporter.runs.state import AgentState, State
 from exporter.runs.store import LedgerError, Place, read_state
+from exporter.runs.usageaudit import compare_usage
 
 if TYPE_CHECKING:  # handed in
     from exporter.modus.client import ModusClient
@@ -70,7 +71,8 @@ def run(
     out.write(table(HEAD, rows))
     bad = [row for row in rows if row[4:6] != ("0", "0") or row[6].startswith(UNSOUND)]
     out.write(f"{len(rows)} agents, {len(bad)} not in order\n")
-    return 1 if bad else 0
+    sound = not (state.usage and state.usage.read_until) or compare_usage(client, state.usage, deadline, out)
+    return 0 if sound and not bad else 1
 
 
 def _times(state: State, agent_id: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What agents and models used: each bucket of the usage report counted once, beside the scrapes."""
 
+import io
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from exporter.deadline import Deadline
 from exporter.demo.simulator import Answer, Request, SimulatedModus, SimulatedUse
 from exporter.metrics.usage import UsageSnapshot
 from exporter.modus.discovery import Selection
 from exporter.modus.usage import Used
+from exporter.runs.usageaudit import compare_usage
 from exporter.runs.usagereader import UsageSettings
 from tests.simulation import Clock, Exporter, settings
 from tests.webserver import awaited
@@ -382,3 +385,42 @@ def test_credits_of_the_month_and_budgets_are_shown(
     assert (used.agents["7"].credits, used.month_credits["7"]) == (3.0, 0.0)
     use(modus, at=clock.now, credits=1.5)
     assert shown(exporter).month_credits["7"] == 1.5
+
+
+def audited(exporter: Exporter) -> tuple[bool, str]:
+    out = io.StringIO()
+    with exporter.ledger.usage() as account:
+        sound = compare_usage(exporter.api, account.state, Deadline(10), out)  # type: ignore[arg-type]
+    return sound, out.getvalue()
+
+
+def test_the_audit_holds_what_was_counted_against_the_totals_of_the_api(
+    start: Start, modus: SimulatedModus
+) -> None:
+    use(modus, at=NOON - 5 * HOUR, credits=0.1)
+    use(modus, 8, at=NOON - 5 * HOUR, credits=0.2)
+    exporter = start()
+    shown(exporter)
+    sound, text = audited(exporter)
+    assert sound
+    assert ["agent", "2026-09-21T12:00:00Z", "credits", "0.3", "0.3", "0", "0"] in map(
+        str.split, text.splitlines()
+    )
+    use(modus, at=NOON - 4 * HOUR, input_tokens=7)
+    sound, text = audited(exporter)
+    assert not sound
+    assert "model 2026-09-21T12:00:00Z calls 3 2 1 0" in " ".join(text.split())
+
+
+def test_the_audit_names_what_was_taken_back_and_is_content(start: Start, modus: SimulatedModus) -> None:
+    use(modus, at=NOON - 5 * HOUR, input_tokens=100)
+    exporter = start()
+    shown(exporter)
+    use(modus, at=NOON - 5 * HOUR, calls=0, input_tokens=-30, output_tokens=0, credits=0)
+    sound, text = audited(exporter)
+    assert sound
+    assert "agent 2026-09-21T12:00:00Z input tokens 70 100 0 30" in " ".join(text.split())
+    modus.scopes = ()
+    sound, text = audited(exporter)
+    assert not sound
+    assert "usage by agent: cannot be read" in text
