@@ -103,6 +103,8 @@ def catch_up(
         walk = walks[-(turn % 2)]
         turn += 1
         page = walk.read()
+        if walk.restarted and walk.backlog.since is None:
+            walks = walk.join(walks)
         most -= 1
         walk.useful = not all(map(is_known, page.runs))
         max_pages -= walk.useful or (walk.backlog.since is not None and not walk.repeats)
@@ -125,6 +127,7 @@ class _Walk:
         self.backlog = backlog
         self.useful = backlog.token is not None  # whether the newest page brought something
         self.repeats = 0  # pages that an earlier walk had read before its token was refused
+        self.restarted = False  # its newest page is the first one of the list, since its token was refused
         self._ask = ask
         self._pages = self._from(backlog.token)
 
@@ -133,15 +136,22 @@ class _Walk:
 
     def read(self) -> RunsPage:
         """The next page; from the top again when the API refuses the token, while that brings progress."""
+        self.restarted = False
         try:
             return next(self._pages)
         except ApiError as error:
             if error.reason in NOT_THE_TOKEN or not self.useful:
                 raise
-        self.repeats = self.backlog.pages
+        self.repeats, self.restarted = self.backlog.pages, True
         self.backlog = replace(self.backlog, token=None, pages=0)
         self._pages = self._from(None)
         return next(self._pages)
+
+    def join(self, walks: list["_Walk"]) -> list["_Walk"]:
+        """The walks without those whose stretches this one, from the top again, comes past anyway."""
+        stretches = [each for each in walks if each.backlog.since is None]
+        self.backlog = replace(self.backlog, floor=min(each.backlog.floor for each in stretches))
+        return [self, *(each for each in walks if each not in stretches)]
 
     def advance(self, page: RunsPage) -> None:
         self.backlog = replace(self.backlog, token=page.next_page_token, pages=self.backlog.pages + 1)

@@ -488,6 +488,16 @@ def test_two_stretches_that_become_one_are_both_read() -> None:
     assert read >= {runs.starts[n] for part in (range(30), *stretches) for n in part}
 
 
+def test_when_tokens_die_one_walk_from_the_top_reads_all_stretches() -> None:
+    runs = RunsList(*every(1, 200))
+    backlogs = tuple(Backlog(runs.starts[n + 30], 10, f"old {n}", pages=n // 10) for n in (20, 70, 120))
+    runs.expired = {"old 20", "old 70", "old 120"}
+    starts, mark = walk(Watermark(NOW, NOW, NOW, backlogs=backlogs), runs.ask)
+    assert set(starts) >= set(runs.starts[:150])
+    assert len(starts) <= 160
+    assert mark.backlogs == ()
+
+
 def test_a_search_goes_on_when_a_newer_walk_has_come_further_down() -> None:
     runs = RunsList(*every(1, 200))
     newer, search = Backlog(runs.starts[90], 10, "70"), Backlog(runs.starts[80], 10, "10", since=NOW)
