@@ -1,7 +1,7 @@
 """What an agent's series show: the whole base first, new ones at 0, ends as the API says, gone when it is."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,10 @@ import pytest
 from exporter.demo.simulator import SimulatedModus
 from exporter.modus.errors import ApiError
 from exporter.runs.sqlite import StateFile
-from exporter.runs.store import StoreError, read_state
+from exporter.runs.state import Meta
+from exporter.runs.store import Change, StoreError, read_state
 from tests.simulation import DAY, Clock, Exporter, finished, settings
-from tests.unit.test_ledger import AGENT, a_run, ledger, reading
+from tests.unit.test_ledger import AGENT, a_run, finished_in, ledger, reading
 from tests.unit.test_reader import Recorded
 
 
@@ -250,13 +251,15 @@ def test_c11_an_answer_that_is_too_large_whatever_is_asked_for_is_an_error(world
 
 
 def failing_once(written: bool) -> Callable[..., None]:
-    """A write that fails once, before or after the content was written."""
+    """A write that fails once, when all of it is in the file or none."""
     write, failures = StateFile.write, iter([True])
 
-    def fails_once(self: StateFile, *args: object, **more: object) -> None:
+    def fails_once(self: StateFile, meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
         fails = next(failures, False)
-        if written or not fails:
-            write(self, *args, **more)  # type: ignore[arg-type]
+        if fails and not written:
+            changes = list(changes)
+        else:
+            write(self, meta, changes, anew=anew)
         if fails:
             raise StoreError("nobody knows whether it was written")
 
@@ -271,6 +274,7 @@ def test_a_commit_that_fails_is_written_whole_by_the_next(
     world.scrapes(2)
     monkeypatch.setattr(StateFile, "write", failing_once(written))
     world.history(2, apart=10)
-    assert world.scrapes(1) == Counter(completed=5)
+    assert world.scrapes(2) == Counter(completed=5)
+    assert finished_in(read_state(world.path).agents[AGENT]) == 5
     world.restart()
     assert world.scrapes(2) == Counter(completed=5)

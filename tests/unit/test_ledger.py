@@ -201,6 +201,7 @@ def test_a_longer_lookback_counts_no_forgotten_run_again_in_whatever_order_they_
     path: str, clock: Clock
 ) -> None:
     book = ledger(path, clock)
+    book.commit()  # and no more before the ids are forgotten
     runs = a_run("wf:1"), a_run("wf:2", start=START - 7200, end=START - 7000)
     record(book, *runs)
     for _ in range(2):

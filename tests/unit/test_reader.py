@@ -702,22 +702,6 @@ def test_c8_page_tokens_that_die_between_two_scrapes_let_every_walk_end(tmp_path
     world.exporter.close()
 
 
-def test_c8_page_tokens_that_die_between_two_scrapes_let_several_walks_end_beside_each_other(
-    tmp_path: Path,
-) -> None:
-    world = Recorded(tmp_path, page_size=10, max_pages=1, token_life=50.0, order="close")
-    world.history(10, apart=60)
-    for _ in range(110):  # which are on top of the list
-        world.modus.start_run(AGENT)
-    world.scrapes(40, apart=120)
-    for _ in range(5):
-        world.history(30, apart=300)
-        world.scrapes(1)
-    assert world.scrapes(60, apart=120) == Counter(completed=160)
-    assert not world.agent.backlog
-    world.exporter.close()
-
-
 @pytest.mark.parametrize("page_size", [3, 100])
 def test_c9_items_that_cannot_be_read_cost_themselves_and_are_missed_once(
     tmp_path: Path, page_size: int
