@@ -25,7 +25,6 @@ from exporter.modus.errors import ApiError
 from exporter.modus.model import LONGEST_LABEL, AgentsPage, RunsPage
 from exporter.modus.routes import LOOK_AGAIN
 from exporter.runs.ledger import Ledger
-from exporter.runs.reader import Reading
 from exporter.runs.scrape import STRAGGLER
 from exporter.turn import TURN
 from tests.e2e.harness import wait_for
@@ -583,20 +582,21 @@ def test_a_mistake_in_the_commit_is_one_line_and_a_metric(caplog: pytest.LogCapt
     assert [record.message for record in caplog.records] == ["a commit failed"]
 
 
-class Mistaken(Ledger):
-    def record(self, agent_id: int, reading: Reading) -> None:
-        if agent_id == ILL:
-            raise KeyError("a mistake of ours")
-        super().record(agent_id, reading)
+def mistaken(agent_id: int, *_: object) -> None:
+    if agent_id == ILL:
+        raise KeyError("a mistake of ours")
 
 
+@pytest.mark.parametrize("where", ["known", "record"])
 def test_a_mistake_with_one_agent_is_that_agents_and_names_its_place(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     modus = SimulatedModus(fleet={}, clock=Clock())
     for agent_id in (ILL, WELL):
         modus.add_agent(agent_id, "Any agent")
-    ledger = Mistaken(None, BOUNDS, lookback=86400, clock=modus.clock)
+    ledger = Ledger(None, BOUNDS, lookback=86400, clock=modus.clock)
+    right = getattr(ledger, where)
+    monkeypatch.setattr(ledger, where, lambda *args: mistaken(*args) or right(*args))  # type: ignore[func-returns-value]
     collector, _ = direct(modus, settings(ILL, WELL), ledger=ledger)
     collector.scrape(None)
     ill, well = collector.scrape(None).agents
