@@ -7,7 +7,7 @@ Only what the exporter uses is decoded; unknown fields are ignored.
 import hashlib
 import re
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -105,7 +105,7 @@ class RunDetails(Run, frozen=True, rename="camel", gc=False):
     task_error: str | None = None  # the text of a failure; it may hold personal data
 
 
-class RunsPage(msgspec.Struct, frozen=True):
+class RunsPage(msgspec.Struct, frozen=True, dict=True):
     """One page of an agent's runs, newest start first, with the API's counts per status.
 
     `malformed` names the items that could not be read: by their id where they have one, else by a digest.
@@ -122,6 +122,11 @@ class RunsPage(msgspec.Struct, frozen=True):
     def ids(self) -> list[str]:
         """What tells the items of the page from those of another."""
         return [run.id for run in self.runs] + self.malformed
+
+    @cached_property
+    def starts(self) -> list[float]:
+        """The starts of its runs, of those that name one."""
+        return [start for run in self.runs if (start := run.start) is not None]
 
 
 class Variation(msgspec.Struct, frozen=True):

@@ -7,13 +7,13 @@ ended.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from msgspec import structs
+import msgspec
+from msgspec.structs import replace
 
 from exporter.modus.errors import ApiError
 from exporter.modus.model import OPEN_STATUSES, Run, RunDetails
@@ -44,8 +44,7 @@ class Listing:
         return cls(lists, frozenset(opens))
 
 
-@dataclass(frozen=True, slots=True)
-class OpensMemory:
+class OpensMemory(msgspec.Struct, frozen=True, gc=False):
     """What the last check leaves for the next."""
 
     explained: Counts | None = (0,) * len(
@@ -176,7 +175,7 @@ def _settle(
     if not sought.isdisjoint(unsettled):
         floor = min(floor, oldest)
     search = Backlog(floor, limits.page_size, since=reading.now)
-    mark = structs.replace(reading.watermark, backlogs=(*reading.watermark.backlogs, search))
+    mark = replace(reading.watermark, backlogs=(*reading.watermark.backlogs, search))
     reading.watermark = mark
     walk = paging.catch_up(
         mark, api.runs, max_pages=limits.max_pages, is_known=lambda run: not known.is_new(run)
@@ -213,5 +212,5 @@ def _searching(watermark: Watermark) -> bool:
 def _difference(counts: Mapping[str, int], known: "Known", reading: "Reading") -> Counts:
     """By how much the API's counts of open runs exceed the known ones that had started by then."""
     runs: dict[str, OpenRun | Run] = {**known.open, **{run.id: run for run in reading.runs}}
-    started = Counter(run.status for run in runs.values() if run.start is None or run.start <= reading.now)
-    return tuple(counts.get(status, 0) - started[status] for status in OPEN_STATUSES)
+    started = [run.status for run in runs.values() if run.start is None or run.start <= reading.now]
+    return tuple(counts.get(status, 0) - started.count(status) for status in OPEN_STATUSES)

@@ -74,7 +74,7 @@ def read_newest(
     if not suffices(page, by_start):
         backlogs = _few((Backlog(floor, size, page.next_page_token, pages=1), *backlogs))
     # a start in the future would hide later ones
-    newest = max((min(start, page.now) for start in _starts(page)), default=mark.newest)
+    newest = max((min(start, page.now) for start in page.starts), default=mark.newest)
     if newest is None:
         return page, replace(mark, by_start=by_start, backlogs=backlogs)
     if mark.newest is None or newest > mark.newest:
@@ -163,7 +163,7 @@ def next_page_size(page: RunsPage, before: Watermark, after: Watermark, full_siz
     if before.newest is None or after.floor is None:
         return full_size
     unsettled = sum(key >= after.floor for key in _keys(page, after.by_start is not False))
-    new = sum(start > before.newest for start in _starts(page))
+    new = sum(start > before.newest for start in page.starts)
     needed = unsettled + new + TAIL
     return next((size for size in PAGE_SIZES if needed <= size < full_size), full_size)
 
@@ -174,7 +174,7 @@ def order(page: RunsPage, by_start: bool | None) -> bool | None:
     A page may well keep to the order of starts and to that of ends at once, or, with an odd item, to
     neither: then it tells nothing.
     """
-    starts, ends = _descends(_starts(page)), _descends(_keys(page, False))
+    starts, ends = _descends(page.starts), _descends(_keys(page, False))
     return by_start if starts == ends else starts
 
 
@@ -200,7 +200,7 @@ def _keys(page: RunsPage, by_start: bool | None) -> list[float]:
     A run that names no end, in a status that nobody documented, has no known place.
     """
     if by_start:
-        return _starts(page)
+        return page.starts
     ends = [
         (run.end or run.start) if run.ended else math.inf
         for run in page.runs
@@ -222,7 +222,3 @@ def _few(backlogs: tuple[Backlog, ...]) -> tuple[Backlog, ...]:
     newer, older = stretches[n - 1 : n + 1]
     joined = replace(newer, floor=min(newer.floor, older.floor))
     return (*stretches[: n - 1], joined, *stretches[n + 1 :], *search)
-
-
-def _starts(page: RunsPage) -> list[float]:
-    return [start for run in page.runs if (start := run.start) is not None]

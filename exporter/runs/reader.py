@@ -6,8 +6,11 @@ indexed late, and the whole lookback is read again. Besides that is done for eve
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from exporter.deadline import Deadline
 from exporter.modus.errors import ApiError
@@ -47,8 +50,7 @@ class Known:
     epoch: int | None = 0  # of the lease of an agent that several exporters share; None: not ours
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True, gc=False):
     """What one reading leaves for the next; nothing of it must survive a restart."""
 
     attempted: float = 0.0  # monotonic seconds; 0 before the first attempt
@@ -56,8 +58,8 @@ class Memory:
     page_size: int | None = None  # to ask for first
     largest: int | None = None  # page size beyond which this agent's pages are too large to take
     largest_until: float = 0.0  # monotonic seconds; from then on it is tried again
-    opens: OpensMemory = field(default_factory=OpensMemory)
-    checksum: Checksum = field(default_factory=Checksum)
+    opens: OpensMemory = OpensMemory()
+    checksum: Checksum = Checksum()
     walk: Walk | None = None
     retry_in: float = 0.0  # seconds between two walks for the same debt
     retry_at: float = 0.0  # the API's clock

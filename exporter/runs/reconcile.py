@@ -5,11 +5,11 @@ lookback is read at once. Besides that it is done for every agent from time to t
 """
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from msgspec import structs
+import msgspec
+from msgspec.structs import replace
 
 from exporter.modus.model import TOTAL_COUNT, Run
 from exporter.runs import paging
@@ -25,8 +25,7 @@ FIRST_RETRY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Checksum:
+class Checksum(msgspec.Struct, frozen=True, gc=False):
     """The API's count of all runs, held against the runs that were met.
 
     `owed` runs were counted by the API and not met; it may be below 0 by those that were met within
@@ -69,8 +68,7 @@ class Turns:
         return {walking[(self._turn + n) % len(walking)] for n in range(min(number, len(walking)))}
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(msgspec.Struct, frozen=True, gc=False):
     """A comparison of the whole lookback with the list, over as many scrapes as it takes."""
 
     backlog: Backlog
@@ -117,7 +115,7 @@ def reconcile(api: "AgentApi", known: "Known", reading: "Reading", limits: "Limi
     read_on = paging.catch_up(mark, api.runs, max_pages=pages, is_known=met_before)
     for page, mark in read_on:
         reading.add(page)
-        reading.watermark = structs.replace(reading.watermark, by_start=mark.by_start)
+        reading.watermark = replace(reading.watermark, by_start=mark.by_start)
         met.update(run.id for run in page.runs)
         walk = _after(walk, mark, frozenset(met))
         found = reading.new(known) - new
