@@ -5,7 +5,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.log import fields
 from exporter.metrics import protobuf
+from exporter.metrics.bound import BoundCollector
 from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import write
 from exporter.metrics.settings import Settings
@@ -82,9 +83,16 @@ class App:
         self._protobuf = protobuf.Writer()
         self._others = ProcessCollector(registry=None), PlatformCollector(registry=None)
 
-    def metrics(self, timeout: float | None, form: Format) -> Iterator[bytes]:
-        """The exposition in pieces, for a caller who waits `timeout` seconds (None: the default timeout)."""
-        registry, agents = CollectorRegistry(), self.collector.within(timeout)
+    def metrics(self, timeout: float | None, form: Format) -> tuple[Hashable, Iterator[bytes]]:
+        """The exposition in pieces, for a caller who waits `timeout` seconds (None: the default timeout).
+
+        Before it a key: callers who get the same one may share the exposition.
+        """
+        agents = self.collector.within(timeout)
+        return agents.read(), self._written(agents, form)
+
+    def _written(self, agents: BoundCollector, form: Format) -> Iterator[bytes]:
+        registry = CollectorRegistry()
         for collector in (agents, *self._others):
             registry.register(collector)
         if form == "protobuf":

@@ -78,6 +78,7 @@ class Running:
 @contextlib.contextmanager
 def running(
     scrape=lambda timeout, form: [exposition(form)],
+    key=object,  # called for each scrape: none is the same as another
     failure=None,
     config=None,
     path="/metrics",
@@ -97,7 +98,7 @@ def running(
     reloads, places = Reloads(reload), Places()
     handler = application(
         site=Site.of(path, external_url, route_prefix),
-        scrape=scrape,
+        scrape=lambda *asked: (key(), scrape(*asked)),
         contact=lambda: contact,
         status=lambda: status,
         reloads=reloads,

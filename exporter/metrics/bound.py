@@ -1,7 +1,7 @@
 """A collector for one caller, with the time that he has."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import Metric
@@ -13,6 +13,7 @@ from exporter.runs.state import USAGE_ID
 
 if TYPE_CHECKING:  # handed in
     from exporter.metrics.collector import RunsCollector
+    from exporter.runs.scrape import Scrape
 
 
 class BoundCollector(Collector):
@@ -22,6 +23,7 @@ class BoundCollector(Collector):
         self._collector = collector
         self._timeout = timeout
         self._shown: Snapshot | None = None
+        self._scrape: Scrape | None = None
 
     def holds(self) -> bool:
         """Whether all that was collected is still this exporter's to show; text of it takes a while."""
@@ -29,13 +31,19 @@ class BoundCollector(Collector):
         usage = shown is None or shown.usage.up is None or holds(USAGE_ID)
         return usage and (shown is None or all(holds(agent.id) for agent in shown.agents))
 
+    def read(self) -> Hashable:
+        """Wait for the scrape that `collect` shows; equal for all who may share what one of them is shown."""
+        scrape = self._scrape = self._collector.read(self._timeout)
+        return scrape if scrape.finished.is_set() and scrape.committed else self
+
     def describe(self) -> Iterable[Metric]:
         """The families without samples."""
         return describe()
 
     def collect(self) -> Iterable[Metric]:
         """The families of a scrape within that time; what follows it is timed for the next scrapes."""
-        scrape, began = self._collector.read(self._timeout), time.monotonic()
+        scrape, self._scrape = self._scrape or self._collector.read(self._timeout), None
+        began = time.monotonic()
         snapshot = self._shown = self._collector.snapshot(scrape)
         yield from families(snapshot)
         self._collector.note_tail(time.monotonic() - began, len(snapshot.agents))

@@ -119,7 +119,7 @@ class RunsCollector(Collector):
         if not scrape.finished.is_set() and allowed >= SHORTEST:
             self._errors.leave_out(scrape)
         number = self._committer.request()
-        self._committer.wait(number, max(patience.left() - self._tail(scrape), 0.0))
+        scrape.committed |= self._committer.wait(number, max(patience.left() - self._tail(scrape), 0.0))
         return scrape
 
     def note_tail(self, seconds: float, agents: int) -> None:

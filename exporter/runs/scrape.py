@@ -46,6 +46,7 @@ class Scrape:
         self.targets: Sequence[Target] = ()
         self.readings: dict[int, Reading] = {}
         self.finished = threading.Event()
+        self.committed = False  # whether somebody saw the commit of what was read end, well or not
         self._means: Means  # set when it is its turn: a reload before that brings others
         self._lock = threading.Lock()  # guards `readings` and `_over`
         self._over = False

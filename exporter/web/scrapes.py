@@ -3,19 +3,21 @@
 Each caller has a scrape of its own, with its own timeout, but for a crowd: while MAX_ALIKE scrapes of a kind
 (timeout, format, compression) are under way, all who ask for another within JOIN_SECONDS share the next one
 and its bytes. So a crowd of equal scrapers cannot take all places, and neither can one client address: it
-gets half of them at most. Who finds no place is told to come back (503).
+gets half of them at most. Who finds no place is told to come back (503). Scrapes that turn out to be the
+same, as those of two servers that ask at once, share the text and its compression, whatever their timeouts.
 """
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from exporter.web.executor import BoundedExecutor
 from exporter.web.messages import too_busy
 from exporter.web.negotiation import Format
 
-Scrape = Callable[[float | None, Format], Iterable[bytes]]  # timeout, format -> the exposition
+# timeout, format -> a key, equal for scrapes that are the same, and the exposition
+Scrape = Callable[[float | None, Format], tuple[Hashable, Iterable[bytes]]]
 
 MAX_SCRAPES = 32  # under way at once; as many more wait for a place
 MAX_ALIKE = 4  # of the same kind
@@ -55,6 +57,7 @@ class Scrapes:
         self._writing = BoundedExecutor("write", MAX_WRITING, waiting=MAX_SCRAPES)
         self._under_way: list[_Flight] = []
         self._waiting: list[_Flight] = []
+        self._texts: dict[Hashable, asyncio.Future[bytes]] = {}  # what is being written, by scrape and kind
 
     async def body(self, kind: Kind, client: str) -> bytes:
         """The exposition that `client` asks for, or what `scrape` raises; HTTPError (503) if too many ask."""
@@ -103,17 +106,25 @@ class Scrapes:
     async def _exposition(self, flight: _Flight) -> bytes:
         kind, now = flight.kind, asyncio.get_running_loop().time
 
-        def read() -> tuple[bytes, Iterator[bytes]]:
+        def read() -> tuple[Hashable, bytes, Iterator[bytes]]:
             timeout = None if kind.timeout is None else kind.timeout - (now() - flight.asked)
             if timeout is not None and timeout <= 0:
                 raise too_busy()
-            pieces = iter(self._scrape(timeout, kind.form))
-            return next(pieces, b""), pieces
+            key, exposition = self._scrape(timeout, kind.form)
+            pieces = iter(exposition)
+            return key, next(pieces, b""), pieces
 
-        first, rest = await self._reading.run(read)
+        key, first, rest = await self._reading.run(read)
+        same = key, kind.form, kind.zipped
+        if same not in self._texts:
+            self._texts[same] = asyncio.ensure_future(self._write(first, rest, kind.zipped))
+            self._texts[same].add_done_callback(lambda _: self._texts.pop(same))
+        return await asyncio.shield(self._texts[same])
+
+    async def _write(self, first: bytes, rest: Iterator[bytes], zipped: bool) -> bytes:
         async with self._writers:
             await self._room()
-            return await self._writing.run(lambda: _written(first, rest, kind.zipped))
+            return await self._writing.run(lambda: _written(first, rest, zipped))
 
 
 def _written(first: bytes, rest: Iterator[bytes], zipped: bool) -> bytes:

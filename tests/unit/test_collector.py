@@ -827,3 +827,25 @@ def test_of_two_ends_the_later_one_stays_the_later_one_by_any_clock(tmp_path: Pa
         assert ends["error"] - ends["completed"] == 300
         assert ends["error"] <= ours()
         exporter.close()
+
+
+# --- the same for several ---
+
+
+def test_who_is_shown_the_same_scrape_has_the_same_key_and_who_leaves_earlier_has_not(
+    modus: SimulatedModus,
+) -> None:
+    release = threading.Event()
+    exporter = Exporter(modus, None, parallel(settings(ILL, WELL), min_interval=HOUR))
+    within = exporter.collector.within
+    try:
+        modus.fault = lambda request: hung(release) if request.agent_id == ILL else None
+        patient = in_background(lambda: within(HANG).read())
+        early = within(0.5).read()
+        assert early != within(0.5).read()  # neither has seen the end of it
+        modus.fault = None
+        release.set()
+        assert early != patient.result(HANG) == within(HANG).read() == within(2 * HANG).read()
+    finally:
+        release.set()
+        exporter.close()

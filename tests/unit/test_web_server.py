@@ -161,6 +161,32 @@ def test_a_crowd_that_asks_for_the_same_shares_a_scrape(held):
     assert len(entered) == 5
 
 
+@pytest.mark.parametrize(("same", "texts"), [(True, 1), (False, 2)])
+def test_scrapes_that_are_the_same_share_the_text_and_its_compression(same, texts):
+    read, written, release = [], [], threading.Event()
+
+    def scrape(timeout, form):
+        read.append(timeout)
+        yield b"# first\n"
+        written.append(timeout)
+        release.wait(20)
+        yield b"# second\n"
+
+    with (
+        running(scrape=scrape, key=lambda: "any" if same else object()) as site,
+        contextlib.ExitStack() as stack,
+    ):
+        socks = [asks(site, stack, timeout) for timeout in (10, 25)]  # each has a time of its own
+        awaited(lambda: len(read) == 2)
+        for _ in range(3):
+            assert site.get("/-/healthy").status == 200
+        awaited(lambda: len(written) == texts)
+        release.set()
+        answers = [b"".join(iter(lambda sock=sock: sock.recv(4096), b"")) for sock in socks]
+    assert all(answer.endswith(b"# first\n# second\n") for answer in answers)
+    assert len(written) == texts
+
+
 def test_who_leaves_while_he_waits_for_a_place_costs_no_scrape(held, monkeypatch):
     scrape, entered, release = held
     monkeypatch.setattr(scrapes, "MAX_ALIKE", 1)
