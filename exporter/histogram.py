@@ -3,12 +3,13 @@
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import msgspec
 
 SCHEMA = 3  # of native buckets: eight to each power of two, so that a bucket is 9 % wide
-MAX_BUCKETS = 160  # native ones of one histogram; a lower schema when there are more
-ZERO_THRESHOLD = 2.0**-128  # seconds: what is not above it is in the zero bucket
+MAX_BUCKETS = 160  # native ones of one histogram that are not empty; a lower schema when there are more
+ZERO_THRESHOLD = 2.0**-20  # seconds, about a microsecond: what is not above it is in the zero bucket
 
 # the largest numbers that are not above 2 ** (n / 8 - 1), n from 0 to 7
 _BOUNDS = (
@@ -32,20 +33,22 @@ class Exemplar(msgspec.Struct, frozen=True, gc=False):
 
 
 class NativeBuckets(msgspec.Struct, gc=False):
-    """Observations in the buckets of Prometheus' native histograms, without those that are empty.
+    """Observations in the buckets of Prometheus' native histograms.
 
     With `base = 2 ** 2 ** -schema`, bucket `i` holds what is above `base ** (i - 1)` and not above
-    `base ** i`; `zero` is the number of those that are not above ZERO_THRESHOLD.
+    `base ** i`. `observed` has the numbers from bucket `first` on, up to the last that is not empty; `zero` is
+    the number of those that are not above ZERO_THRESHOLD.
     """
 
     schema: int = SCHEMA
     zero: int = 0
-    counts: dict[int, int] = msgspec.field(default_factory=dict)
+    first: int = 0
+    observed: list[int] = msgspec.field(default_factory=list)
 
     @property
     def count(self) -> int:
         """How many observations there are."""
-        return self.zero + sum(self.counts.values())
+        return self.zero + sum(self.observed)
 
     def observe(self, value: float, times: int = 1) -> None:
         """Add an observation, which is not negative, so many times."""
@@ -55,17 +58,25 @@ class NativeBuckets(msgspec.Struct, gc=False):
         fraction, exponent = math.frexp(value)
         finest = bisect_left(_BOUNDS, fraction) + 8 * (exponent - 1)
         bucket = -(-finest >> SCHEMA - self.schema)
-        self.counts[bucket] = self.counts.get(bucket, 0) + times
-        while len(self.counts) > MAX_BUCKETS:
+        if not self.observed:
+            self.first = bucket
+        if bucket < self.first:
+            self.observed[:0] = [0] * (self.first - bucket)
+            self.first = bucket
+        self.observed += [0] * (bucket - self.first - len(self.observed) + 1)
+        self.observed[bucket - self.first] += times
+        while len(self.observed) - self.observed.count(0) > MAX_BUCKETS:
             self._merge_pairs()
 
     def _merge_pairs(self) -> None:
         """Halve the resolution: each new bucket is the sum of two old ones, to Prometheus no reset."""
+        if self.first % 2 == 0:  # the second of a pair
+            self.observed.insert(0, 0)
+            self.first -= 1
+        pairs = self.observed[::2], self.observed[1::2]
+        self.observed = [sum(pair) for pair in zip_longest(*pairs, fillvalue=0)]
+        self.first = (self.first + 1) // 2
         self.schema -= 1
-        finer, self.counts = self.counts, {}
-        for bucket, n in finer.items():
-            coarser = (bucket + 1) >> 1
-            self.counts[coarser] = self.counts.get(coarser, 0) + n
 
 
 class Histogram(msgspec.Struct, gc=False):

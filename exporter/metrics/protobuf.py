@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, chain, islice, pairwise, repeat
+from itertools import accumulate, chain, islice, pairwise
 from operator import add, sub
 
 from prometheus_client.core import Metric
@@ -139,15 +139,16 @@ def _resolution(schema: int) -> str:
 def _native(native: NativeBuckets) -> str:
     """The native buckets: zero, spans of others, and by how much each of these has more than its left one."""
     zero = f"{_resolution(native.schema)}\x38{_varint(native.zero)}"
-    if not native.counts:
+    filled = [n for n, count in enumerate(native.observed) if count]
+    if not filled:
         return zero
     spans, dense = [], list[int]()
-    buckets, behind = sorted(native.counts), 0  # the bucket behind the span before
-    far = [n for n, gap in enumerate(map(sub, buckets[1:], buckets), 1) if gap > FEW + 1]
-    for begin, end in pairwise((0, *far, len(buckets))):
-        first, after = buckets[begin], buckets[end - 1] + 1
+    behind = -native.first  # the bucket behind the span before
+    far = [n for n, gap in enumerate(map(sub, filled[1:], filled), 1) if gap > FEW + 1]
+    for begin, end in pairwise((0, *far, len(filled))):
+        first, after = filled[begin], filled[end - 1] + 1
         spans.append(_span(first - behind, after - first))
-        dense += map(native.counts.get, range(first, after), repeat(0))
+        dense += native.observed[first:after]
         behind = after
     deltas = "".join(map(_signed, map(sub, dense, chain((0,), dense))))
     return f"{zero}{''.join(spans)}\x6a{_varint(len(deltas))}{deltas}"

@@ -51,7 +51,8 @@ NATIVE = st.builds(
     NativeBuckets,
     schema=st.integers(-4, 3),
     zero=st.integers(0, 2**53),
-    counts=st.dictionaries(st.integers(-30, 30) | st.integers(-2000, 2000), st.integers(1, 2**53)),
+    first=st.integers(-200, 400),
+    observed=st.lists(st.sampled_from([0, 0, 1, 70]) | st.integers(0, 2**53), max_size=40),
 )
 
 

@@ -93,15 +93,23 @@ def stamp(to: Timestamp, instant: float) -> None:
     to.FromMilliseconds(round(instant * 1000))
 
 
-def messages(snapshot: Snapshot) -> tuple[list[Any], dict[str, list[NativeBuckets]]]:
+Native = tuple[int, int, dict[int, int]]  # schema, zero bucket, other buckets
+
+
+def of(native: NativeBuckets) -> Native:
+    filled = {bucket: n for bucket, n in enumerate(native.observed, native.first) if n}
+    return native.schema, native.zero, filled
+
+
+def messages(snapshot: Snapshot) -> tuple[list[Any], dict[str, list[Native]]]:
     """All families as they should be, and of the histograms the native buckets by family."""
-    shown, native = list[Any](), dict[str, list[NativeBuckets]]()
+    shown, native = list[Any](), dict[str, list[Native]]()
     for row in TABLE:
         metric = Metric(row.name.removesuffix("_total"), row.help, row.kind)
         for values, point, bounds in points(row, snapshot):
             add(metric, row, values, point, bounds)
             if row.kind == "histogram" and not snapshot.show_created:
-                native.setdefault(row.name, []).append(point.value.native)
+                native.setdefault(row.name, []).append(of(point.value.native))
         if metric.samples:
             shown.append(message(metric))
     return shown, native
@@ -115,16 +123,16 @@ def points(row: Row, snapshot: Snapshot) -> Iterable[tuple[tuple[str, ...], Any,
         yield point.labels, point, snapshot.request_bounds
 
 
-def without_native(family: Any) -> tuple[Any, list[NativeBuckets]]:
+def without_native(family: Any) -> tuple[Any, list[Native]]:
     """The family with its classic buckets only, and the native ones of each of its metrics."""
     native = []
     for metric in family.metric if family.type == TYPES["histogram"] else ():
         histogram = metric.histogram
         if not histogram.zero_threshold:
             continue
-        assert histogram.zero_threshold == 2.0**-128
+        assert histogram.zero_threshold == 2.0**-20
         counts = metricsproto.native_buckets(histogram)
-        native.append(NativeBuckets(histogram.schema, histogram.zero_count, counts))
+        native.append((histogram.schema, histogram.zero_count, counts))
         assert all(span.length for span in histogram.positive_span)
         assert all(span.offset > 2 for span in histogram.positive_span[1:])
         for name in ("schema", "zero_threshold", "zero_count", "positive_span", "positive_delta"):
