@@ -121,7 +121,7 @@ def packed(pieces: Iterable[bytes]) -> int:
 
 
 def costs() -> list[str]:
-    """The text and gzip of an agent in OpenMetrics and in protobuf, with nothing and with everything changed."""
+    """Text and gzip of an agent in OpenMetrics and in protobuf, with nothing and with everything changed."""
     agents = [agent(number) for number in range(1, AGENTS + 1)]
     shown = Snapshot(agents, BOUNDS, True, 1.0, True, "bench", NOW)
     writer = Writer()

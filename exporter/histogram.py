@@ -36,8 +36,8 @@ class NativeBuckets(msgspec.Struct, gc=False):
     """Observations in the buckets of Prometheus' native histograms.
 
     With `base = 2 ** 2 ** -schema`, bucket `i` holds what is above `base ** (i - 1)` and not above
-    `base ** i`. `observed` has the numbers from bucket `first` on, up to the last that is not empty; `zero` is
-    the number of those that are not above ZERO_THRESHOLD.
+    `base ** i`. `observed` has the numbers from bucket `first` on, up to the last that is not empty.
+    `zero` is the number of those that are not above ZERO_THRESHOLD.
     """
 
     schema: int = SCHEMA

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import requests
 
+from benchmarks import native
 from exporter.cli import _parser, from_environment
 from exporter.config import load
 from exporter.demo.simulator import SimulatedModus
@@ -124,3 +125,9 @@ def test_the_tests_that_the_table_of_faults_names_exist() -> None:
         for name in re.findall(r"def (test_\w+)\(", path.read_text())
     }
     assert set(named) - there == set()
+
+
+def test_the_errors_of_percentiles_in_the_readme_are_those_that_the_benchmark_finds() -> None:
+    rows = native.errors()
+    assert len(rows) == 8
+    assert "\n".join(rows) in README
