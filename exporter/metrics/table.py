@@ -153,8 +153,7 @@ def _approval_timeouts(agent: AgentSnapshot) -> list[Point]:
 def _missed(agent: AgentSnapshot) -> list[Point]:
     if agent.totals is None:
         return []
-    created = agent.totals.created
-    return [Point((reason,), agent.missed.get(reason, 0), created) for reason in MISSED]
+    return [Point((reason,), agent.missed.get(reason, 0), agent.totals.created) for reason in MISSED]
 
 
 def _last_end(agent: AgentSnapshot) -> list[Point]:
@@ -233,8 +232,7 @@ TABLE = (
     Row("modus_agent_expected_interval_seconds", "gauge",
         "A run should start at least this often, says the configuration; absent when it does not say.",
         per_agent=lambda a: _maybe(a.expected_interval)),
-    Row("modus_agent_expected_duration_seconds", "gauge",
-        "A run should take no longer than this, says the configuration; absent when it does not say.",
+    Row("modus_agent_expected_duration_seconds", "gauge", "A run should take no longer, by configuration.",
         per_agent=lambda a: _maybe(a.expected_duration)),
     Row("modus_agent_schedule_last_due_timestamp_seconds", "gauge",
         "When the agent's schedule in Modus was due last; absent while it is off, unknown, or just changed.",
