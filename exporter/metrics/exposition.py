@@ -100,6 +100,11 @@ class Family(Metric):
         """The row's points of each agent; or those of no agent."""
         if self.row.per_agent:
             return map(self.row.per_agent, self.snapshot.agents)
+        return self._overall
+
+    @cached_property
+    def _overall(self) -> list[Sequence[Point]]:
+        """The points of no agent: there may be many, and they are looked at twice."""
         return [self.row.overall(self.snapshot)] if self.row.overall else []
 
     def text(self, openmetrics: bool) -> Iterable[str]:
@@ -187,6 +192,8 @@ def _sample_exemplar(newest: Exemplar | None) -> SampleExemplar | None:
 
 def _pairs(names: tuple[str, ...], values: tuple[str, ...]) -> str:
     """Labels as text, in the order of their names."""
+    if len(names) == 1:  # nearly always
+        return f'{names[0]}="{_escaped(values[0])}"'
     pairs = sorted(zip(names, values, strict=True))
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs)
 
