@@ -125,12 +125,8 @@ class SimulatedModus:
         """End a run now or `at`."""
         self.change(run, outcome=status, end=self._instant(at))
 
-    def vanish(self, run: SimulatedRun) -> None:
-        """Take a run out of every list and count, at once and on all replicas."""
-        self.change(run, hidden=True)
-
     def change(self, run: SimulatedRun, **fields: Any) -> None:
-        """Change fields of a run: `waits_from` to ask a human, `hidden` to take it out of every list."""
+        """Change fields of a run: `waits_from` to ask a human, `hidden` to take it out of lists and counts."""
         with self._lock:
             self._advanced(run.agent_id).change(run, fields)
 

@@ -251,7 +251,7 @@ class Counting(RuleBasedStateMachine):
     @rule(which=st.integers(0))
     def an_open_run_vanishes(self, which: int) -> None:
         self.vanished += 1
-        self.modus.vanish(self.open.pop(which % len(self.open)))
+        self.modus.change(self.open.pop(which % len(self.open)), hidden=True)
 
     @rule(name=st.sampled_from(["Any agent", "Another name", "A third name"]))
     def a_rename(self, name: str) -> None:

@@ -106,7 +106,7 @@ def test_a_run_that_was_not_counted_is_missing(tmp_path: Path) -> None:
 
 def test_a_run_that_the_api_never_had_is_extra(world: World) -> None:
     world.scrape(300)
-    world.modus.vanish(world.first[5])
+    world.modus.change(world.first[5], hidden=True)
     assert world.audit() == (1, ["7", "2026-09-20T14:18:20Z", "9", "10", "0", "1"])
 
 

@@ -609,7 +609,7 @@ def test_a_shorter_retention_takes_runs_at_once_and_a_longer_one_brings_none_bac
 def test_a_run_that_vanishes_is_in_no_list_and_no_count_of_any_replica(api, clock):
     run = api.start_run(7)
     clock.now += 100
-    api.vanish(run)
+    api.change(run, hidden=True)
     api.replica_lags = (50.0,)
     assert (ids(api), total(api)) == ([], 0)
     assert get(api, f"/agents/7/runs/{run.workflow_id}")[0] == 404

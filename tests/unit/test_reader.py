@@ -275,7 +275,7 @@ def test_an_open_run_from_before_the_lookback_that_vanished_is_given_up(tmp_path
     gone = world.modus.start_run(AGENT)
     world.history(60, apart=300)
     world.scrapes(4)
-    world.modus.vanish(gone)
+    world.modus.change(gone, hidden=True)
     world.scrapes(30)
     assert world.missed == {"vanished": 1}
     world.exporter.close()
