@@ -126,7 +126,7 @@ class SimulatedModus:
         self.change(run, outcome=status, end=self._instant(at))
 
     def change(self, run: SimulatedRun, **fields: Any) -> None:
-        """Change fields of a run: `waits_from` to ask a human, `hidden` to take it out of lists and counts."""
+        """Change fields of a run: `waits_from` to ask a human, `hidden` to take it out of all lists."""
         with self._lock:
             self._advanced(run.agent_id).change(run, fields)
 

@@ -114,7 +114,7 @@ class Account:
                 else:
                     self._follow(run, reading.now)
         for key in reading.malformed:
-            self._note_malformed(key, reading.now, lines)
+            self._miss("malformed", "a run cannot be read: it is counted as missed", key, reading.now, lines)
         for search in reading.searched:
             self._forget_vanished(search, reading.now, lookback, lines)
         if reading.unreachable:
@@ -125,7 +125,7 @@ class Account:
             self._pruned = reading.now
         elif abs(reading.now - self._pruned) > KEEP:
             self._pruned = reading.now
-            self._prune(reading, lookback)
+            self._prune(reading, lookback, lines)
 
     def mark_unread(self) -> None:
         """Note that the newest attempt to read the agent failed, or that it is no longer in use."""
@@ -235,20 +235,20 @@ class Account:
             self.changed = True
         self.state.open[run.id] = OpenRun.of(run, now)
 
-    def _note_malformed(self, key: str, now: float, lines: dict[str, int]) -> None:
-        """Count an item that could not be decoded as missed, once."""
+    def _miss(self, reason: str, message: str, key: str, now: float, lines: dict[str, int]) -> None:
+        """Count what `key` names as missed, once however often it comes back."""
         id_ = MALFORMED + label(key)
         if id_ in self.counted:
             return
         if self._malformed is None:
             self._malformed = sum(each.startswith(MALFORMED) for each in self.counted)
         if self._malformed >= MAX_MALFORMED:
-            self._warn_once("runs that cannot be read", MAX_MALFORMED, "are not counted as missed")
+            self._warn_once("missed runs", MAX_MALFORMED, "are not counted")
             return
         self._malformed += 1
         self._add_id(id_, now + TIMELESS)
-        self.own().missed["malformed"] += 1
-        self._say(lines, "a run cannot be read: it is counted as missed", run_id=label(key))
+        self.own().missed[reason] += 1
+        self._say(lines, message, run_id=label(key))
 
     def _forget_vanished(self, search: Backlog, now: float, lookback: float, lines: dict[str, int]) -> None:
         """Give up open runs that a search of the whole lookback should have met: they are gone."""
@@ -259,8 +259,8 @@ class Account:
         for id_, run in list(self.state.open.items()):
             if run.seen < oldest and (run.start is None or run.start >= search.floor):
                 del self.state.open[id_]
-                self.own().missed["vanished"] += 1
-                self._say(lines, GONE, run_id=label(id_))
+                self.changed = True
+                self._miss("vanished", GONE, id_, now, lines)
 
     def _say(self, lines: dict[str, int], message: str, **details: object) -> None:
         """A line about a single run; of many alike in one scrape the first ones."""
@@ -276,7 +276,7 @@ class Account:
         self.new.append(id_)
         state.ids_number, state.ids_sum = state.ids_number + 1, add_checksum(state.ids_sum, id_, over)
 
-    def _prune(self, reading: Reading, lookback: float) -> None:
+    def _prune(self, reading: Reading, lookback: float, lines: dict[str, int]) -> None:
         """Forget ids that cannot come back as uncounted, and runs in a status nobody can follow."""
         state, now, walk = self.state, reading.now, reading.memory.walk
         unread = state.watermark.backlogs + ((walk.backlog,) if walk else ())
@@ -292,7 +292,8 @@ class Account:
         for id_, run in list(state.open.items()):
             if run.status not in OPEN_STATUSES and run.seen < now - lookback:
                 del state.open[id_]
-                self.own().missed["vanished"] += 1  # where it ends out of sight, nothing will tell
+                self.changed = True
+                self._miss("vanished", GONE, id_, now, lines)  # where it ends, nothing will tell
 
 
 def _pairs(finished: Mapping[str, Mapping[str, int]]) -> set[tuple[str, str]]:

@@ -26,7 +26,7 @@ from exporter.runs.state import Backlog, Watermark
 MARGIN = 120.0  # seconds; twice the usual delay of the index
 TAIL = 3  # runs at the end of a page that must lie below the floor: one with an odd start ends no walk
 MAX_BACKLOGS = 8
-REPEATS = 10  # times `max_pages` that a walk may cost when tokens shift or expire and pages repeat
+REPEATS = 10  # times `max_pages` that each walk may cost when tokens shift or expire and pages repeat
 PAGE_SIZES = (5, 10, 25, 50)  # below the configured one
 NOT_THE_TOKEN = (
     "deadline",
@@ -98,7 +98,7 @@ def catch_up(
     that never ends.
     """
     walks = [_Walk(backlog, ask) for backlog in mark.backlogs]
-    most, turn = max_pages * REPEATS + sum(backlog.pages for backlog in mark.backlogs), 0
+    most, turn = sum(max_pages * REPEATS + backlog.pages for backlog in mark.backlogs), 0
     while walks and max_pages > 0 and most > 0:
         walk = walks[-(turn % 2)]
         turn += 1

@@ -416,6 +416,12 @@ def test_a_run_in_a_status_nobody_can_list_is_followed_no_longer_than_the_lookba
     record(book)
     assert book.agents()[AGENT].open.keys() == {"wf:2"}
     assert totals(book).missed["vanished"] == 1
+    clock.advance(60)
+    record(book, paused)  # there it is again
+    clock.advance(2 * DAY)
+    record(book)
+    assert book.agents()[AGENT].open.keys() == {"wf:2"}
+    assert totals(book).missed["vanished"] == 1
     book.close()
 
 
@@ -570,9 +576,7 @@ def test_items_that_cannot_be_read_are_remembered_up_to_a_bound_and_that_is_said
         book.close()
     assert totals(book).missed["malformed"] == 5
     assert len(read_state(path).counted[AGENT]) == 5
-    said = [
-        line.getMessage() for line in caplog.records if "more runs that cannot be read" in line.getMessage()
-    ]
+    said = [line.getMessage() for line in caplog.records if "more missed runs" in line.getMessage()]
     assert len(said) == 2  # once by each process
     with closing(ledger(path, clock)) as book:
         book.record(AGENT, reading(malformed=["one too many"], now=clock()))
