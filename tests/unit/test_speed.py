@@ -16,7 +16,7 @@ import pytest
 
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
-from exporter.metrics.exposition import families, write
+from exporter.metrics.exposition import Family, families, write
 from exporter.metrics.protobuf import Writer
 from exporter.metrics.table import Snapshot
 from exporter.modus.client import ModusClient
@@ -94,11 +94,22 @@ def test_a_scrape_in_which_nothing_happened_writes_nothing(world: World, tmp_pat
     assert (log.stat().st_size, log.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
-def test_rendering_takes_less_than_six_function_calls_a_line(world: World) -> None:
+def test_the_text_of_labels_is_made_once_and_not_for_each_agent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.scrape()
     snapshot = world.scrape()
-    lines = b"".join(write(families(snapshot), True)).count(b"\n")  # label texts are made once
-    assert calls(lambda: list(write(families(snapshot), True))) < 6 * lines
+    made: list[tuple[str, tuple[str, ...]]] = []
+    own_labels = Family._own_labels
+
+    def counted(family: Family, values: tuple[str, ...]) -> tuple[str, list[str]]:
+        made.append((family.name, values))
+        return own_labels(family, values)
+
+    monkeypatch.setattr(Family, "_own_labels", counted)
+    lines = b"".join(write(families(snapshot), True)).count(b"\n")
+    assert len(made) == len(set(made))
+    assert len(made) < lines / 10
 
 
 def test_an_exchange_is_one_write_one_read_and_leaves_nothing_behind(
