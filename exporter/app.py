@@ -161,6 +161,7 @@ class App:
     def _use(self, config: Config) -> Config:
         for path, now, then in (
             ("histogram.buckets", config.histogram, self._config.histogram),
+            ("state.path", config.state.path, self._config.state.path),
             ("state", config.state, self._config.state),
         ):
             if now != then:

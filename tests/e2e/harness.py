@@ -22,10 +22,17 @@ import requests
 from prometheus_client.openmetrics.parser import text_fd_to_metric_families
 from prometheus_client.samples import Sample
 
+from exporter.demo.simulator import Request
+
 T = TypeVar("T")
 PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FIRST = "1"  # the page size of the request that an exporter makes at its start, and of no other
+
+
+def of_a_scrape(request: Request) -> bool:
+    """Whether a scrape asks: neither the start does, nor who reads usage."""
+    return request.operation in ("list_runs", "list_agents") and request.query["pageSize"] != FIRST
 
 
 def wait_for(what: str, ask: Callable[[], T], seconds: float = 60.0) -> T:

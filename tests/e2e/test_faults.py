@@ -25,7 +25,6 @@ from exporter.runs.reader import Memory, Reading
 from exporter.runs.state import Watermark
 from exporter.runs.store import read_state
 from tests.e2e.harness import (
-    FIRST,
     OPENMETRICS,
     Exporter,
     Process,
@@ -35,6 +34,7 @@ from tests.e2e.harness import (
     ended,
     exporter,
     get,
+    of_a_scrape,
     wait_for,
 )
 from tests.e2e.scarce import Fsync
@@ -421,7 +421,7 @@ def test_sigterm_in_the_middle_of_a_scrape_ends_in_time_and_what_was_read_is_cou
 
     def fault(request: Request) -> Answer | None:
         wanted = request.agent_id == ILL or (discovers and request.agent_id is None)
-        if wanted and request.query.get("pageSize") != FIRST:
+        if wanted and of_a_scrape(request):
             entered.set()
             release.wait(30)
         return None

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from exporter.demo.simulator import Answer, Request, SimulatedModus
-from tests.e2e.harness import FIRST, OPENMETRICS, Exporter, Scrape, audit, config, exporter, wait_for
+from tests.e2e.harness import OPENMETRICS, Exporter, Scrape, audit, config, exporter, of_a_scrape, wait_for
 from tests.e2e.scarce import Fsync, few_threads
 from tests.simulation import ILL, WELL
 
@@ -139,7 +139,7 @@ def test_a_caller_with_all_the_time_of_the_world_holds_up_no_other(
     with exporter(tmp_path, "--config.file", str(file)) as running:
         patient = threading.Thread(target=lambda: ask(running, 1e5), daemon=True)
         patient.start()
-        wait_for("a scrape is under way", lambda: any(r.query["pageSize"] != FIRST for r in modus.requests))
+        wait_for("a scrape is under way", lambda: any(map(of_a_scrape, modus.requests)))
         for _ in range(3):
             scrape = in_time(running, 3)
             assert (up(scrape, ILL), up(scrape, WELL)) == (0, 1)
@@ -155,7 +155,7 @@ def test_a_scrape_that_eight_signals_interrupt_goes_on_and_the_newest_file_is_in
     waits = hangs(release, ILL)
 
     def wait(request: Request) -> Answer | None:
-        if request.query["pageSize"] != FIRST:
+        if of_a_scrape(request):
             entered.set()
         return waits(request)
 

@@ -17,8 +17,9 @@ from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent
 from exporter.modus.usage import Used
 from exporter.runs.ledger import Ledger
+from exporter.runs.sqlite import StateFile
 from exporter.runs.state import Meta
-from exporter.runs.store import Change, StateFile
+from exporter.runs.store import Change
 from exporter.runs.usagereader import UsageReader, UsageSettings
 from tests.simulation import BOUNDS, DAY, Clock, DirectApi
 
@@ -141,7 +142,7 @@ steps = st.lists(
 @given(steps, st.sampled_from(["id", "slug", "name"]))
 @settings(max_examples=150, deadline=None)
 def test_counters_are_the_final_sums_and_never_fall(history: list[tuple[Any, ...]], names: str) -> None:
-    with tempfile.TemporaryDirectory() as directory, patch("exporter.runs.ledger.StateFile", KilledFile):
+    with tempfile.TemporaryDirectory() as directory, patch("exporter.runs.sqlite.StateFile", KilledFile):
         KilledFile.world = world = World.__new__(World)
         world.__init__(Path(directory))  # type: ignore[misc]
         world.modus.usage_names = names
