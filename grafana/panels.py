@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from settings import settings as own_settings
+
 Json = dict[str, Any]
 At = tuple[int, int, int, int]  # x, y, width, height on a grid 24 wide; y from the top of the block
 Head = tuple[int, str, str, At]  # id (for good), title, unit, place
@@ -16,6 +18,12 @@ AGENT_LINK = {
     "url": "/d/modus-agent/modus-agent?${datasource:queryparam}&${cluster:queryparam}"
     "&${namespace:queryparam}&${job:queryparam}&var-agent=${__data.fields.agent_id}&${__url_time_range}",
 }
+_IN_MODUS = {
+    "title": "This agent in Modus",
+    "url": str(own_settings()["modus_agent_url"]).replace("{agent_id}", "${__data.fields.agent_id}"),
+    "targetBlank": True,
+}
+AGENT_LINKS = [AGENT_LINK, *([_IN_MODUS] if _IN_MODUS["url"] else [])]
 COLOURED_CELL = {"type": "color-background", "mode": "basic"}
 COLOURED_TEXT = {"type": "color-text"}
 HIDDEN = {"custom__hidden": True, "custom__hideFrom": {"viz": True}}  # Grafana up to 12.1, and from 12.2 on
@@ -173,7 +181,7 @@ def table(
     cells += [override(labels[first], **wide(name_width, unit="string", custom__minWidth=130))]
     cells += [override(labels[label], **wide(LABEL_WIDTHS.get(label), unit="string")) for label in others]
     cells += [override(name, unit="string", **HIDDEN) for name in hidden]
-    link = [override("Agent", links=[AGENT_LINK])]
+    link = [override("Agent", links=AGENT_LINKS)]
     organize = {
         "excludeByName": {"Time": True},
         "renameByName": labels | dict(zip(values, columns, strict=True)),

@@ -40,6 +40,14 @@ def test_the_limits_of_the_dashboards_are_those_of_the_rules(tmp_path):
     assert "have not succeeded for 120 min" in texts["fleet.json"]
 
 
+def test_a_row_of_an_agent_leads_to_its_page_in_modus_where_its_address_is_set(tmp_path):
+    own = {"modus_agent_url": "https://modus.example/agents/{agent_id}?tab=runs"}
+    assert "in Modus" not in (dashboards.FOLDER / "fleet.json").read_text()
+    for name, text in mixin.rendered(mixin.DASHBOARDS, tmp_path, own).items():
+        if name in ("fleet.json", "agent.json", "cost.json"):
+            assert "https://modus.example/agents/${__data.fields.agent_id}?tab=runs" in text
+
+
 @every_dashboard
 def test_every_panel_says_what_it_shows_in_which_unit_and_what_no_data_means(name):
     for panel in dashboards.panels(dashboards.load(name)):
