@@ -143,8 +143,8 @@ def named(expr: str, at: str = "") -> str:
 
 def called(expr: str, at: str = "") -> str:
     """As `named`; who is used and not read has no name, and is called by its id."""
-    with_name = named(expr, at)
-    return f'{with_name} or label_join({expr}, "agent_name", "", "agent_id") unless on ({KEY}) {UP}'
+    with_id = f'label_join({expr}, "agent_name", "", "agent_id")'
+    return f"{named(expr, at)} or {with_id} unless on ({KEY}) {_selector('modus_agent_info')}{at}"
 
 
 def used(metric: str, window: str, also: str = "", at: str = "") -> str:
