@@ -46,7 +46,7 @@ def test_the_servicemonitor_scrapes_as_prometheus_yml_does_under_the_job_that_th
 def test_every_limit_of_the_rules_is_a_value_of_the_chart() -> None:
     settings = yaml.safe_load((ROOT / "prometheus/settings.yaml").read_text())
     thresholds = SCHEMA["properties"]["prometheusRule"]["properties"]["thresholds"]["properties"]
-    assert thresholds.keys() == settings.keys() - {"job", "grafana_url", "runbook_url"}
+    assert thresholds.keys() == settings.keys() - {"job", "grafana_url", "runbook_url", "modus_agent_url"}
 
 
 # The manifest
