@@ -1,4 +1,4 @@
-"""How the simulated API is served: HTTP on a loopback port, with answers that may be cut short."""
+"""How the simulated API is served: HTTP on a port, with answers that may be cut short."""
 
 import sys
 import threading
@@ -57,15 +57,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves an API on a loopback port (0: a free one); `start` it, then `stop` it."""
+    """Serves an API on a port (0: a free one) of this host; `start` it, then `stop` it."""
 
     daemon_threads = True
     request_queue_size = 256
     server_bind = TCPServer.server_bind  # HTTPServer's asks the DNS for the machine's name
 
-    def __init__(self, api: Api, port: int) -> None:
+    def __init__(self, api: Api, port: int, host: str = "127.0.0.1") -> None:
         self.api, self.connections = api, set[Any]()
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__((host, port), _Handler)
 
     @property
     def url(self) -> str:

@@ -248,9 +248,9 @@ class SimulatedModus:
             raise RuntimeError("the simulated API is not started")
         return self._server.url
 
-    def start(self, port: int = 0) -> "SimulatedModus":
-        """Serve on a loopback port (0: a free one), in threads that end with the process."""
-        self._server = Server(self, port)
+    def start(self, port: int = 0, host: str = "127.0.0.1") -> "SimulatedModus":
+        """Serve on a port (0: a free one), in threads that end with the process."""
+        self._server = Server(self, port, host)
         self._server.start()
         return self
 

@@ -1,14 +1,18 @@
 """The first thing a new user does: the demo fleet, looked at by hand and by a real Prometheus."""
 
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from exporter.metrics.table import TABLE
-from tests.e2e.harness import Exporter, Prometheus, exporter, get, program, wait_for
+from tests.e2e.harness import Exporter, Process, Prometheus, config, exporter, get, program, wait_for
+
+ROOT = str(Path(__file__).parents[2])
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("demo")]
 
@@ -99,3 +103,16 @@ def test_a_signal_ends_it_within_seconds(tmp_path: Path, number: signal.Signals)
     running.scrape()
     assert running.stop(number, within=5) == 0
     assert "Traceback" not in running.said()
+
+
+def test_the_simulated_api_serves_several_exporters(tmp_path: Path) -> None:
+    api = Process([sys.executable, "-m", "exporter.demo", "127.0.0.1:0"], tmp_path, {"PYTHONPATH": ROOT})
+    address = wait_for("it serves", lambda: re.search(r"serves on (\S+)", api.said()))[1]
+    for name in ("one", "other"):
+        directory = tmp_path / name
+        directory.mkdir()
+        with exporter(
+            directory, "--config.file", str(config(directory, f"http://{address}", 104))
+        ) as running:
+            assert running.scrape().value("modus_agent_up", agent_id="104") == 1
+    assert api.stop() == 0

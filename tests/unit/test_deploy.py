@@ -12,10 +12,12 @@ import yaml
 
 from exporter import __version__
 from exporter.cli import _parser
+from exporter.config import load
 from tests.chart import FLAG_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+OURS = {name for name, service in COMPOSE.items() if service["image"] == "modus-exporter"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 UNIT = (ROOT / "deploy/systemd/modus-exporter.service").read_text()
 FLAGS = {option for action in _parser()._actions for option in action.option_strings}
@@ -59,10 +61,10 @@ def test_the_provisioned_dashboards_and_data_source_are_where_the_compose_stack_
 def compose_prometheus_config() -> Any:
     """prometheus.yml as the container's own command changes it, by the real shell and sed."""
     script = COMPOSE["prometheus"]["entrypoint"][2].replace("$$", "$")
-    edit = script.partition("&&")[0].replace(
+    edit = script.partition("&&\nexec")[0].replace(
         "/etc/modus/prometheus.yml", shlex.quote(str(ROOT / "prometheus/prometheus.yml"))
     )
-    edit = edit.replace(">/prometheus/modus.yml", "")
+    edit = edit.replace(">>/prometheus/modus.yml", "").replace(">/prometheus/modus.yml", "")
     return yaml.safe_load(subprocess.run(["sh", "-c", edit], check=True, capture_output=True).stdout)
 
 
@@ -73,16 +75,18 @@ def test_the_compose_stacks_prometheus_differs_from_the_original_in_its_addresse
     alertmanager["static_configs"] = [{"targets": ["alertmanager:9093"]}]
     job["static_configs"] = [{"targets": ["exporter:10371"]}]
     expected["rule_files"] = ["/etc/modus/rules/*.yml"]
-    assert compose_prometheus_config() == expected
+    made = compose_prometheus_config()
+    made["scrape_configs"].pop()  # that of the profile ha
+    assert made == expected
     assert {"alertmanager", "exporter"} <= COMPOSE.keys()
 
 
 # One version, pinned images
 
 
-@pytest.mark.parametrize("service", sorted(COMPOSE.keys() - {"exporter"}))
+@pytest.mark.parametrize("service", sorted(COMPOSE.keys() - OURS))
 def test_an_image_of_the_compose_stack_is_pinned_by_version(service: str) -> None:
-    assert re.search(r":v?\d+\.\d+\.\d+$", COMPOSE[service]["image"])
+    assert re.search(r":v?\d+\.\d+(\.\d+)?$", COMPOSE[service]["image"])  # PostgreSQL's have two parts
 
 
 def test_an_action_of_the_workflows_is_pinned_by_digest_with_its_version_beside_it() -> None:
@@ -152,16 +156,38 @@ def test_the_image_is_built_from_what_the_dockerignore_lets_through() -> None:
 # Compose
 
 
-def test_the_compose_exporter_is_as_locked_up_as_it_can_be() -> None:
-    exporter = COMPOSE["exporter"]
+@pytest.mark.parametrize("service", sorted(OURS))
+def test_the_compose_exporter_is_as_locked_up_as_it_can_be(service: str) -> None:
+    exporter = COMPOSE[service]
     assert exporter["read_only"]
     assert (exporter["cap_drop"], exporter["security_opt"]) == (["ALL"], ["no-new-privileges"])
-    assert all(port.startswith("127.0.0.1:") for service in COMPOSE.values() for port in service["ports"])
+
+
+def test_the_ports_of_the_compose_stack_are_for_this_machine_only() -> None:
+    ports = [port for service in COMPOSE.values() for port in service.get("ports", [])]
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    assert len(ports) == len(set(ports))
 
 
 @pytest.mark.parametrize("service", sorted(COMPOSE))
 def test_every_service_of_the_compose_stack_has_a_health_check(service: str) -> None:
-    assert "healthcheck" in COMPOSE[service] or (service == "exporter" and "\nHEALTHCHECK" in DOCKERFILE)
+    assert "healthcheck" in COMPOSE[service] or (service in OURS and "\nHEALTHCHECK" in DOCKERFILE)
+
+
+def test_the_profile_ha_has_exporters_that_share_a_database_and_a_job_for_them(tmp_path: Path) -> None:
+    ha = {name for name, service in COMPOSE.items() if service.get("profiles") == ["ha"]}
+    assert ha == {"member-1", "member-2", "api", "database"}
+    text = yaml.safe_load((ROOT / "compose.yaml").read_text())["configs"]["member"]["content"]
+    (tmp_path / "config.yaml").write_text(text)
+    state = load(str(tmp_path / "config.yaml"), {}).state
+    assert state.url == "postgresql://modus@database/modus"
+    password = COMPOSE["database"]["environment"]["POSTGRES_PASSWORD"]
+    assert COMPOSE["member-1"]["environment"] == {"PGPASSWORD": password}
+    job = compose_prometheus_config()["scrape_configs"][1]
+    assert job["job_name"] == "modus-ha"
+    [found] = job["dns_sd_configs"]
+    assert COMPOSE["member-1"]["networks"]["default"]["aliases"] == found["names"]
+    assert job["metric_relabel_configs"]
 
 
 @pytest.mark.parametrize(("key", "expected"), [("", "--demo"), ("modus_pat_x", "")])

@@ -291,3 +291,77 @@ def test_values_that_cannot_work_are_refused_with_their_name(values: Any, messag
     assert run.returncode != 0
     assert message in run.stderr
     assert "modus_pat_x" not in run.stderr
+
+
+SHARED = {
+    "replicas": 3,
+    "state": {"url": "postgresql://modus@db/modus?sslmode=require", "passwordSecret": {"name": "db"}},
+}
+
+
+def test_exporters_that_share_a_database_are_a_deployment_without_a_volume_of_their_own() -> None:
+    rendered = render(**SHARED)
+    deployment = rendered["Deployment"]
+    assert "StatefulSet" not in rendered
+    assert deployment["spec"]["replicas"] == 3
+    made = deployment["spec"]["template"]["spec"]
+    assert {volume["name"] for volume in made["volumes"]} == {"config", "token", "database"}
+    assert (
+        not {"MODUS_EXPORTER_SHARD", "MODUS_EXPORTER_TOTAL_SHARDS"} & variables(made["containers"][0]).keys()
+    )
+    config = yaml.safe_load(rendered["ConfigMap"]["data"]["config.yaml"])
+    [mount] = [m for m in made["containers"][0]["volumeMounts"] if m["name"] == "database"]
+    assert config["state"] == {
+        "url": "postgresql://modus@db/modus?sslmode=require",
+        "password_file": f"{mount['mountPath']}/password",
+    }
+    assert against_restricted(made) == []
+
+
+def test_one_of_them_at_a_time_may_be_evicted_and_the_database_may_be_reached() -> None:
+    rendered = render(**SHARED)
+    budget = rendered["PodDisruptionBudget"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == rendered["Deployment"]["spec"]["selector"]
+    ports = [port for rule in rendered["NetworkPolicy"]["spec"]["egress"] for port in rule["ports"]]
+    assert {"port": 5432} in ports
+    assert "PodDisruptionBudget" not in render()
+
+
+def test_the_series_of_an_agent_are_the_same_whichever_of_them_reads_it() -> None:
+    monitor = render(serviceMonitor={"enabled": True}, **SHARED)["ServiceMonitor"]
+    [endpoint] = monitor["spec"]["endpoints"]
+    rules = {rule["targetLabel"]: rule for rule in endpoint["metricRelabelings"]}
+    assert {label: rule["replacement"] for label, rule in rules.items()} == {
+        "instance": "modus-exporter",
+        "pod": "",
+        "container": "",
+    }
+    for rule in rules.values():
+        matches = re.compile(rule["regex"]).fullmatch
+        assert matches("modus_agent_runs_finished_total")
+        assert not matches("modus_exporter_agents")
+        assert re.compile(rule["regex"]).groups == 0
+    assert (
+        "metricRelabelings"
+        not in render(serviceMonitor={"enabled": True})["ServiceMonitor"]["spec"]["endpoints"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"replicas": 2}, "replicas: several exporters need state.url"),
+        ({"shards": 2, "state": {"url": "postgresql://modus@db/modus"}}, "shards: exporters with state.url"),
+        ({"state": {"url": "postgresql://modus:secret@db/modus"}}, "put it into a Secret"),
+        ({"state": {"url": "mysql://modus@db/modus"}}, "state"),
+    ],
+)
+def test_what_does_not_go_together_with_a_database_is_refused(values: Any, said: str) -> None:
+    run = helm(values)
+    assert run.returncode
+    assert said in run.stderr
+
+
+def test_a_password_may_come_from_a_variable() -> None:
+    render(state={"url": "postgresql://modus:${DATABASE_PASSWORD}@db/modus"})

@@ -44,7 +44,16 @@ annotations:
 {{- if .Values.token.secretName -}}
 {{- $modus = merge (dict "token_file" (printf "/run/secrets/modus/%s" .Values.token.key)) $modus -}}
 {{- end -}}
-{{- $own := dict "modus" $modus "state" (dict "path" "/var/lib/modus-exporter/modus-exporter.db") -}}
+{{- $state := dict "path" "/var/lib/modus-exporter/modus-exporter.db" -}}
+{{- with .Values.state -}}
+{{- if .url -}}
+{{- $state = dict "url" .url -}}
+{{- if .passwordSecret.name -}}
+{{- $state = dict "url" .url "password_file" "/run/secrets/modus-database/password" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $own := dict "modus" $modus "state" $state -}}
 {{- toYaml (merge $own .Values.config) -}}
 {{- end -}}
 
@@ -102,7 +111,16 @@ password or a certificate, which the kubelet has not, the port alone is.
 {{- fail "token.secretName: name the Secret with the API token, or set config.modus.token_file to a file that extraVolumeMounts brings" -}}
 {{- end -}}
 {{- if hasKey $values.config "state" -}}
-{{- fail "config.state: the chart says where the state is; see persistence" -}}
+{{- fail "config.state: the chart says where the state is; see state.url and persistence" -}}
+{{- end -}}
+{{- if regexMatch "//[^/@]*:[^/@$]+@" $values.state.url -}}
+{{- fail "state.url: everybody who may read ConfigMaps would see the password; put it into a Secret and name that in state.passwordSecret.name" -}}
+{{- end -}}
+{{- if and $values.state.url (gt (int $values.shards) 1) -}}
+{{- fail "shards: exporters with state.url share the agents by themselves; set replicas, and shards to 1" -}}
+{{- end -}}
+{{- if and (not $values.state.url) (gt (int $values.replicas) 1) -}}
+{{- fail "replicas: several exporters need state.url, a database for the state that they share; without one see shards" -}}
 {{- end -}}
 {{- with $values.persistence -}}
 {{- if and .existingClaim (not .enabled) -}}
