@@ -68,12 +68,17 @@ class Seen:
     problems: list[str] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     handovers: int = 0
+    usage: str | None = None  # who shows what the whole organisation used
     looks: int = 0
 
     def note(self, shown: dict[str, Scrape], *, excused: bool) -> None:
         """Take over one look at all members; `excused`: the database was not there."""
         now, owners = time.monotonic(), dict[int, str]()
         self.looks += 1
+        usage = [member for member, scrape in shown.items() if scrape.all("modus_usage_up")]
+        if len(usage) > 1:
+            self.problems.append(f"the usage is shown by {usage}")
+        self.usage = usage[0] if usage else None
         for member, scrape in shown.items():
             agents = {int(sample.labels["agent_id"]) for sample in scrape.all("modus_agent_up")}
             for agent_id in agents:
@@ -245,7 +250,7 @@ class Team:
         def counted() -> bool:
             shown = {name: found for name, each in self.members.items() if (found := self._ask(each))}
             self.seen.note(shown, excused=False)
-            return self.seen.totals == self.world.ended() and self.seen.last.keys() == set(AGENTS)
+            return self.seen.totals == self.world.ended() and self.seen.usage is not None
 
         try:
             wait_for("the sum over all is the API's list", counted)

@@ -14,10 +14,11 @@ from collections.abc import Collection
 
 from exporter.deadline import Deadline
 from exporter.log import fields
-from exporter.runs import tables
+from exporter.runs import leasetable, tables
 from exporter.runs.account import KEEP
 from exporter.runs.database import Connection, Cursor
 from exporter.runs.leases import IDLE, MARGIN, TERM, TICK, Watch, boot_clock, quota, surplus
+from exporter.runs.state import USAGE_ID
 from exporter.runs.store import Database, LedgerError, StoreError, Tenant
 
 REQUEST = 5.0  # seconds that one transaction may take
@@ -47,12 +48,13 @@ class Fleet:
         self._watch = Watch()
         self._epochs: dict[int, int] = {}  # of what we hold, oldest lease first
         self._leaving: dict[int, int] = {}  # likewise of what is no longer shown, and to be given back
-        self._wanted: Collection[int] = frozenset()
-        self._entered: Collection[int] = frozenset()  # agents that are known to have a row
+        self._wanted: frozenset[int] = frozenset()
+        self._entered: frozenset[int] = frozenset()  # agents that are known to have a row
         self._asked = -IDLE  # when somebody last wanted agents
         self._until = 0.0  # end of our membership, on our clock
         self._renewed = 0.0
-        self._ours: object = None  # how many leases the database says are ours, and the sum of their epochs
+        # how many leases the database says are ours, the sum of their epochs, and who reads the usage
+        self._ours: tuple[int, int, int | None] = (0, 0, None)
         self._swept = boot_clock()
         self._settled = threading.Event()  # nothing is left to be taken
         self._wake = threading.Event()
@@ -60,7 +62,7 @@ class Fleet:
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
         self._thread.start()
 
-    def want(self, agent_ids: Collection[int], deadline: Deadline) -> None:
+    def want(self, agent_ids: frozenset[int], deadline: Deadline) -> None:
         """Say which agents are in use. Who has none yet waits for its share, until the deadline."""
         news = self._wanted != agent_ids or not self.member
         self._wanted, self._asked = agent_ids, boot_clock()
@@ -81,6 +83,11 @@ class Fleet:
         self._closing = True
         self._wake.set()
         self._thread.join(REQUEST)
+
+    @property
+    def _agents(self) -> list[int]:
+        """The agents that we hold, oldest lease first: without that of the usage, which is no share."""
+        return [agent_id for agent_id in self._epochs if agent_id != USAGE_ID]
 
     # --- the thread ---
 
@@ -120,38 +127,19 @@ class Fleet:
 
     def _renew(self) -> dict[int, int]:
         """Stay a member, or become one; returns how many agents each member has. Raises StoreError."""
-        began = boot_clock()
+        began, said = boot_clock(), dict(self.said)
         with self._connection.transaction(REQUEST) as cursor:
-            cursor.execute(
-                "UPDATE modus_member SET expires = clock_timestamp() + %s * interval '1 s', agents = %s, "
-                "read_until = %s WHERE id = %s",
-                [TERM, len(self._epochs), self._tenant.read_until, self.member],
-            )
-            if not cursor.rowcount:
+            read_until = self._tenant.read_until
+            if not leasetable.renew(cursor, self.member, TERM, len(self._agents), read_until):
                 self._join(cursor)
             members = self._members(cursor)
-            cursor.execute(
-                "SELECT count(*), coalesce(sum(epoch), 0)::bigint FROM modus_lease WHERE owner = %s",
-                [self.member],
-            )
-            self._ours = cursor.fetchone()
-            said = self._note_said(cursor)
+            self._ours = leasetable.ours(cursor, self.member)
+            leasetable.note_said(cursor, self.member, said)
         for agent_id, number in said.items():
             if self.said.get(agent_id) == number:
                 del self.said[agent_id]
         self._renewed, self._until = began, began + TERM - MARGIN
-        return members | {self.member: len(self._epochs)}
-
-    def _note_said(self, cursor: Cursor) -> dict[int, int]:
-        """Have the next owners of agents know which lines the log has already."""
-        said = dict(self.said)
-        if said:
-            cursor.execute(
-                "UPDATE modus_lease SET said = new.said FROM unnest(%s::bigint[], %s::bigint[]) "
-                "AS new (agent_id, said) WHERE modus_lease.agent_id = new.agent_id AND owner = %s",
-                [list(said), list(said.values()), self.member],
-            )
-        return said
+        return members | {self.member: len(self._agents)}
 
     def _join(self, cursor: Cursor) -> None:
         """Become a new member: what an earlier membership held is lost. Raises LedgerError."""
@@ -163,72 +151,42 @@ class Fleet:
         self._settled.clear()
         self.member = 0
         if tables.buckets_of(tables.read_meta(cursor, self._connection.place)) != self._buckets:
-            raise LedgerError(
-                "the fleet counts in other histogram.buckets; restart this exporter with the same"
-            )
+            raise LedgerError("the fleet counts in other histogram.buckets: restart this exporter with them")
         self.member = 1 + secrets.randbits(62)  # no sequence: after a failover one may give a number again
-        cursor.execute(
-            "INSERT INTO modus_member VALUES (%s, %s, clock_timestamp() + %s * interval '1 s', 0, 0)",
-            [self.member, f"{socket.gethostname()}:{os.getpid()}", TERM],
-        )
+        leasetable.join(cursor, self.member, f"{socket.gethostname()}:{os.getpid()}", TERM)
 
     def _members(self, cursor: Cursor) -> dict[int, int]:
-        """How many agents each member has; memberships that are over are ended, which frees their leases."""
-        cursor.execute("SELECT id, agents, expires FROM modus_member")
-        rows = cursor.fetchall()
+        """How many agents each member has; memberships that are over are ended."""
+        rows = leasetable.members(cursor)
         dead = self._watch.dead({id_: expires for id_, _, expires in rows}, boot_clock()) - {self.member}
-        cursor.execute(
-            "DELETE FROM modus_member WHERE id = ANY(%s) AND expires < clock_timestamp() RETURNING id",
-            [list(dead)],
-        )
-        gone = {id_ for (id_,) in cursor}
+        gone = leasetable.end_dead(cursor, dead)
         return {id_: agents for id_, agents, _ in rows if id_ not in gone}
 
     def _share(self, held: dict[int, int]) -> None:
         """Take what is free, up to our share, and stop showing what is above it. Raises StoreError."""
-        wanted = self._wanted
-        share = quota(self.member, held, len(wanted))
-        if beyond := surplus(self._epochs, wanted, share):
+        wanted, agents = self._wanted, self._wanted - {USAGE_ID}
+        share = quota(self.member, held, len(agents))
+        if beyond := surplus(self._agents, agents, share):
             leaving = {agent_id: self._epochs[agent_id] for agent_id in beyond}
             self._drop(beyond)
             self._leaving |= leaving  # until the next tick: an answer that shows them may be on its way
         if wanted != self._entered:
             with self._connection.transaction(REQUEST) as cursor:
-                cursor.execute(
-                    "INSERT INTO modus_lease (agent_id) SELECT unnest(%s::bigint[]) ON CONFLICT DO NOTHING",
-                    [sorted(wanted)],
-                )
+                leasetable.enter(cursor, wanted)
             self._entered = wanted
-        while (short := share - len(self._epochs)) > 0 and self._take(wanted, min(short, AT_ONCE)):
+        if USAGE_ID in wanted and self._ours[2] not in held:
+            self._take({USAGE_ID}, 1)
+        while (short := share - len(self._agents)) > 0 and self._take(agents, min(short, AT_ONCE)):
             pass
         if boot_clock() - self._swept > SWEEP:
-            self._sweep(wanted)
+            self._swept, self._entered = boot_clock(), frozenset()
+            with self._connection.transaction(REQUEST) as cursor:
+                leasetable.sweep(cursor, wanted, self._tenant.lookback + KEEP)
 
-    def _sweep(self, wanted: Collection[int]) -> None:
-        """Forget agents that no member has wanted for longer than a lookback. Raises StoreError."""
-        self._swept, self._entered = boot_clock(), frozenset()
+    def _take(self, agent_ids: Collection[int], number: int) -> bool:
+        """Lease so many free agents and load them; False when there are none. Raises StoreError."""
         with self._connection.transaction(REQUEST) as cursor:
-            cursor.execute(
-                "WITH old AS (DELETE FROM modus_lease WHERE agent_id <> ALL(%s::bigint[]) "
-                "AND coalesce(owner, 0) NOT IN (SELECT id FROM modus_member) "
-                "AND since < clock_timestamp() - %s * interval '1 s' RETURNING agent_id), "
-                "states AS (DELETE FROM modus_agent USING old WHERE modus_agent.agent_id = old.agent_id) "
-                "DELETE FROM modus_counted USING old WHERE modus_counted.agent_id = old.agent_id",
-                [sorted(wanted), self._tenant.lookback + KEEP],
-            )
-
-    def _take(self, wanted: Collection[int], number: int) -> bool:
-        """Lease so many free agents and load them; False when there are none."""
-        with self._connection.transaction(REQUEST) as cursor:
-            cursor.execute(
-                "WITH free AS (SELECT agent_id FROM modus_lease WHERE agent_id = ANY(%s::bigint[]) "
-                "AND coalesce(owner, 0) NOT IN (SELECT id FROM modus_member) "
-                "LIMIT %s FOR UPDATE SKIP LOCKED) "
-                "UPDATE modus_lease SET owner = %s, epoch = epoch + 1, since = clock_timestamp() FROM free "
-                "WHERE modus_lease.agent_id = free.agent_id RETURNING modus_lease.agent_id, epoch",
-                [list(wanted), number, self.member],
-            )
-            taken = dict(cursor.fetchall())
+            taken = leasetable.take(cursor, self.member, agent_ids, number)
         self._load(taken)
         return bool(taken)
 
@@ -252,11 +210,10 @@ class Fleet:
     def _compare(self) -> None:
         """Where the database says otherwise what is ours, believe it: others do. Raises StoreError."""
         known = self._epochs | self._leaving
-        if self._ours == (len(known), sum(known.values())):
+        if self._ours[:2] == (len(known), sum(known.values())):
             return
         with self._connection.transaction(REQUEST) as cursor:
-            cursor.execute("SELECT agent_id, epoch FROM modus_lease WHERE owner = %s", [self.member])
-            ours = dict(cursor.fetchall())
+            ours = leasetable.held(cursor, self.member)
         self._drop([agent_id for agent_id, epoch in self._epochs.items() if ours.get(agent_id) != epoch])
         self._load({id_: ours[id_] for id_ in ours.keys() - self._epochs.keys() - self._leaving.keys()})
 
@@ -271,15 +228,8 @@ class Fleet:
         """Let others have what has not been shown since the tick before. Raises StoreError."""
         if self._leaving:
             with self._connection.transaction(REQUEST) as cursor:
-                self._free(cursor, self._leaving)
+                leasetable.free(cursor, self.member, self._leaving)
             self._leaving.clear()
-
-    def _free(self, cursor: Cursor, agent_ids: Collection[int]) -> None:
-        cursor.execute(
-            "UPDATE modus_lease SET owner = NULL, epoch = epoch + 1, since = clock_timestamp() "
-            "WHERE owner = %s AND agent_id = ANY(%s::bigint[])",
-            [self.member, list(agent_ids)],
-        )
 
     def _end(self) -> None:
         """Give all back and leave the fleet; where the database is away, our term runs out."""
@@ -288,9 +238,9 @@ class Fleet:
         self._drop(list(self._epochs))
         try:
             with self._connection.transaction(REQUEST) as cursor:
-                self._note_said(cursor)
-                self._free(cursor, held)
-                cursor.execute("DELETE FROM modus_member WHERE id = %s", [self.member])
+                leasetable.note_said(cursor, self.member, self.said)
+                leasetable.free(cursor, self.member, held)
+                leasetable.leave(cursor, self.member)
         except StoreError as error:
             log.warning("the leases cannot be given back: they run out", extra=fields(error=str(error)))
         self._leaving.clear()

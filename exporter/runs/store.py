@@ -69,7 +69,7 @@ class Leases(Protocol):
     shared: bool  # whether others have the rest
     changes: int  # leases that were taken or lost so far
 
-    def want(self, agent_ids: Collection[int], deadline: Deadline) -> None:
+    def want(self, agent_ids: frozenset[int], deadline: Deadline) -> None:
         """Say which agents are in use. Who has none yet waits for its share, until the deadline."""
 
     def holds(self, agent_id: int) -> bool:
@@ -88,7 +88,7 @@ class Alone:
     shared = False
     changes = 0
 
-    def want(self, agent_ids: Collection[int], deadline: Deadline) -> None:
+    def want(self, agent_ids: frozenset[int], deadline: Deadline) -> None:
         """All of them are its own."""
 
     def holds(self, agent_id: int) -> bool:

@@ -39,9 +39,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def server(postgres: Postgres) -> Iterator[Postgres]:
-    yield postgres
+def server(postgres: Postgres) -> Postgres:
     postgres.empty()
+    return postgres
 
 
 @pytest.fixture(params=["file", "database"])

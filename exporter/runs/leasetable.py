@@ -1,0 +1,115 @@
+"""The rows of members and leases in the shared database: each function is one statement in a transaction.
+
+A lease is free when its owner is no member (any more). Times are the database's.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from exporter.runs.database import Cursor
+from exporter.runs.state import USAGE_ID
+
+
+def renew(cursor: Cursor, member: int, term: float, agents: int, read_until: float) -> bool:
+    """Stay a member for `term` seconds; False for one that is none any more."""
+    cursor.execute(
+        "UPDATE modus_member SET expires = clock_timestamp() + %s * interval '1 s', agents = %s, "
+        "read_until = %s WHERE id = %s",
+        [term, agents, read_until, member],
+    )
+    return bool(cursor.rowcount)
+
+
+def join(cursor: Cursor, member: int, name: str, term: float) -> None:
+    """Become a member, without a lease."""
+    cursor.execute(
+        "INSERT INTO modus_member VALUES (%s, %s, clock_timestamp() + %s * interval '1 s', 0, 0)",
+        [member, name, term],
+    )
+
+
+def members(cursor: Cursor) -> list[tuple[int, int, Any]]:
+    """Number, agents and end of each membership."""
+    cursor.execute("SELECT id, agents, expires FROM modus_member")
+    return cursor.fetchall()
+
+
+def end_dead(cursor: Cursor, dead: Collection[int]) -> set[int]:
+    """End those of these memberships that are over, which frees their leases; returns which."""
+    cursor.execute(
+        "DELETE FROM modus_member WHERE id = ANY(%s) AND expires < clock_timestamp() RETURNING id",
+        [list(dead)],
+    )
+    return {id_ for (id_,) in cursor}
+
+
+def ours(cursor: Cursor, member: int) -> tuple[int, int, int | None]:
+    """How many leases the member has, the sum of their epochs, and who has that of the usage."""
+    cursor.execute(
+        "SELECT count(*), coalesce(sum(epoch), 0)::bigint, "
+        "(SELECT owner FROM modus_lease WHERE agent_id = %s) FROM modus_lease WHERE owner = %s",
+        [USAGE_ID, member],
+    )
+    return cursor.fetchone() or (0, 0, None)
+
+
+def held(cursor: Cursor, member: int) -> dict[int, int]:
+    """The member's agents and the epochs of their leases."""
+    cursor.execute("SELECT agent_id, epoch FROM modus_lease WHERE owner = %s", [member])
+    return dict(cursor.fetchall())
+
+
+def enter(cursor: Cursor, agent_ids: Collection[int]) -> None:
+    """Make a lease for each agent that has none."""
+    cursor.execute(
+        "INSERT INTO modus_lease (agent_id) SELECT unnest(%s::bigint[]) ON CONFLICT DO NOTHING",
+        [sorted(agent_ids)],
+    )
+
+
+def take(cursor: Cursor, member: int, agent_ids: Collection[int], number: int) -> dict[int, int]:
+    """Take so many free leases of these agents; returns their new epochs. Others who take do not wait."""
+    cursor.execute(
+        "WITH free AS (SELECT agent_id FROM modus_lease WHERE agent_id = ANY(%s::bigint[]) "
+        "AND coalesce(owner, 0) NOT IN (SELECT id FROM modus_member) LIMIT %s FOR UPDATE SKIP LOCKED) "
+        "UPDATE modus_lease SET owner = %s, epoch = epoch + 1, since = clock_timestamp() FROM free "
+        "WHERE modus_lease.agent_id = free.agent_id RETURNING modus_lease.agent_id, epoch",
+        [list(agent_ids), number, member],
+    )
+    return dict(cursor.fetchall())
+
+
+def free(cursor: Cursor, member: int, agent_ids: Collection[int]) -> None:
+    """Give leases back."""
+    cursor.execute(
+        "UPDATE modus_lease SET owner = NULL, epoch = epoch + 1, since = clock_timestamp() "
+        "WHERE owner = %s AND agent_id = ANY(%s::bigint[])",
+        [member, list(agent_ids)],
+    )
+
+
+def note_said(cursor: Cursor, member: int, said: Mapping[int, int]) -> None:
+    """Have the next owners of agents know which of their lines the log has already."""
+    if said:
+        cursor.execute(
+            "UPDATE modus_lease SET said = new.said FROM unnest(%s::bigint[], %s::bigint[]) "
+            "AS new (agent_id, said) WHERE modus_lease.agent_id = new.agent_id AND owner = %s",
+            [list(said), list(said.values()), member],
+        )
+
+
+def leave(cursor: Cursor, member: int) -> None:
+    """Be no member any more."""
+    cursor.execute("DELETE FROM modus_member WHERE id = %s", [member])
+
+
+def sweep(cursor: Cursor, wanted: Collection[int], seconds: float) -> None:
+    """Forget agents that have been free for so long, but for those that are wanted."""
+    cursor.execute(
+        "WITH old AS (DELETE FROM modus_lease WHERE agent_id <> ALL(%s::bigint[]) "
+        "AND coalesce(owner, 0) NOT IN (SELECT id FROM modus_member) "
+        "AND since < clock_timestamp() - %s * interval '1 s' RETURNING agent_id), "
+        "states AS (DELETE FROM modus_agent USING old WHERE modus_agent.agent_id = old.agent_id) "
+        "DELETE FROM modus_counted USING old WHERE modus_counted.agent_id = old.agent_id",
+        [sorted(wanted), seconds],
+    )
