@@ -299,8 +299,9 @@ def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Po
         state=State(url=DatabaseUrl(server.url)),
     )
     with closing(App(lambda: config, shard=(0, 1), reset_histogram=False)) as app:
-        assert b'modus_agent_up{agent_id="7"} 1' in b"".join(app.metrics(10.0, "text"))
-        pieces = app.metrics(10.0, "text")
+        _, pieces = app.metrics(10.0, "text")
+        assert b'modus_agent_up{agent_id="7"} 1' in b"".join(pieces)
+        _, pieces = app.metrics(10.0, "text")
         next(pieces)
         leases = abandon(app._ledger)
         time.sleep(2 * TICK)  # for the tick under way
