@@ -21,7 +21,7 @@ from tests.postgres import Postgres, running
 BOUNDS = (1.0, 10.0, 60.0, 600.0, 3600.0)
 DAY = 86400.0
 SCRAPE = 30.0  # seconds
-ASKING = 4  # transactions of two questions to the statistics, with their connections
+REST = 10.0  # seconds that are looked at
 MEMBERS, AGENTS = 12, 100_000  # of the fleet that is sized
 
 
@@ -68,9 +68,11 @@ def number(server: Postgres, query: str) -> float:
 
 
 def transactions(server: Postgres) -> float:
-    """Committed so far, this question not counted."""
-    time.sleep(1.5)  # the statistics are written now and then
-    return number(server, "SELECT xact_commit FROM pg_stat_database WHERE datname = 'modus'")
+    """Committed in a time of rest, those of the questions included."""
+    query = "SELECT xact_commit FROM pg_stat_database WHERE datname = 'modus'"
+    before = number(server, query)
+    time.sleep(REST)
+    return number(server, query) - before
 
 
 def size(server: Postgres, table: str) -> float:
@@ -97,11 +99,11 @@ def measure(agents: int, runs: int) -> None:
                 commits.append(time.monotonic() - began)
         per_run = size(server, "modus_counted") / (agents * runs + 20 * (agents // 10))
         per_agent = (size(server, "modus_agent") + size(server, "modus_lease")) / agents
+        nobody = transactions(server)
         ledger, took = open_ledger(server, agents)
         with closing(ledger):
-            idle = transactions(server)
-            time.sleep(10)
-            renewals = (transactions(server) - idle - ASKING) / 11.5
+            time.sleep(2)
+            renewals = max(transactions(server) - nobody, 0.0) / REST
     share, rows = AGENTS / MEMBERS / (MEMBERS - 1), AGENTS * runs
     gib = (rows * per_run + AGENTS * per_agent) / 2**30
     sys.stdout.write(

@@ -158,7 +158,7 @@ class Team:
         if name in self._ports:
             flags = ["--web.listen-address", self._ports[name], *flags]
         member = Exporter(self.directory, *flags)
-        self._ports[name] = member.url.removeprefix("http://")
+        self._ports.setdefault(name, member.url.removeprefix("http://"))  # where Prometheus knows it
         with self._lock:
             self.members[name] = member
 

@@ -69,7 +69,7 @@ class Connection:
                     {"limit": f"{int(seconds * 1000)}ms"},
                 )
                 yield cursor
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:  # a connection that is lost has no descriptor any more
             self.close()
             raise StoreError(self._told(error)) from None
         except BaseException:
@@ -110,7 +110,7 @@ class Connection:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise StoreError(f"cannot read the password file {path}: {reason}") from None
 
-    def _told(self, error: psycopg.Error) -> str:
+    def _told(self, error: Exception) -> str:
         """The error in one line, without the password."""
         text = " ".join(str(error).split()) or type(error).__name__
         for secret in self._secrets:

@@ -434,7 +434,7 @@ def test_cut_connections_lose_and_repeat_nothing(make_fleet: Callable[[int], Fle
         team.end_run(1)
         team.server.cut_connections()
         team.scrape()
-    wait_for("all is counted", lambda: team.scrape() and sum(team.totals[1].values()) == 11)
+    wait_for("all is counted", lambda: team.scrape() and sum(team.totals.get(1, {}).values()) == 11)
 
 
 def test_a_failover_that_lost_the_last_transactions_is_written_again(server: Postgres, clock: Clock) -> None:
