@@ -77,7 +77,13 @@ class Account:
             return MALFORMED + label(key) not in counted
 
         return Known(
-            state.watermark, dict(state.open), state.opens_listed, state.last_reconciled, is_new, is_unread
+            state.watermark,
+            dict(state.open),
+            state.opens_listed,
+            state.last_reconciled,
+            is_new,
+            is_unread,
+            clock=state.clock,
         )
 
     def own(self) -> Totals:
@@ -106,7 +112,7 @@ class Account:
         lines: dict[str, int],
     ) -> None:
         """Count what ended, follow what is open; `clock` is ours, `lines` the scrape's log lines by text."""
-        self._follow_clock(reading.now)
+        self.changed |= self.state.follow_clock(reading.now, reading.skew)
         for run in reading.runs:
             if run.id not in self.counted:  # also when the index still shows it as open
                 if run.ended:
@@ -131,14 +137,6 @@ class Account:
         """Note that the newest attempt to read the agent failed, or that it is no longer in use."""
         if not self.state.unread:
             self.changed = self.state.unread = True
-
-    def _follow_clock(self, now: float) -> None:
-        """Where the API's clock stepped back before an instant, it is now: what ends from now on is later."""
-        for name, ago in (("base", 0.0), ("watched_since", KEEP), ("last_reconciled", 0.0)):
-            instant = getattr(self.state, name)
-            if instant is not None and instant > now:
-                setattr(self.state, name, now - ago)  # and what ended until the step was noticed
-                self.changed = True
 
     def _note(self, reading: Reading, clock: Callable[[], float]) -> None:
         """Take over what a reading found besides runs."""
@@ -280,7 +278,8 @@ class Account:
         """Forget ids that cannot come back as uncounted, and runs in a status nobody can follow."""
         state, now, walk = self.state, reading.now, reading.memory.walk
         unread = state.watermark.backlogs + ((walk.backlog,) if walk else ())
-        old = min([now - lookback, *(backlog.floor for backlog in unread)]) - KEEP
+        read = state.clock.oldest(now, reading.skew)
+        old = min([read - lookback, *(backlog.floor for backlog in unread)]) - KEEP
         for id_ in [id_ for id_, over in self.counted.items() if over < old]:
             over = self.counted.pop(id_)
             self.changed = True

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from exporter.modus.errors import ApiError
 from exporter.modus.model import OPEN_STATUSES, Run, RunsPage
 from exporter.modus.pages import pages
-from exporter.runs.state import Backlog, Watermark
+from exporter.runs.state import Backlog, SeenClock, Watermark
 
 MARGIN = 120.0  # seconds; twice the usual delay of the index
 TAIL = 3  # runs at the end of a page that must lie below the floor: one with an odd start ends no walk
@@ -35,6 +35,8 @@ NOT_THE_TOKEN = (
     "rate_limited",
 )  # errors that do not refuse a page token
 
+NO_CLOCK = SeenClock()
+
 Ask = Callable[[str | None, int], RunsPage]  # page token, page size -> page; raises ApiError
 
 
@@ -46,12 +48,14 @@ def read_newest(
     full_size: int,
     lookback: float,
     is_unread: Callable[[str], bool] = lambda _: True,
+    clock: SeenClock = NO_CLOCK,
 ) -> tuple[RunsPage, Watermark]:
     """Read the first page, asking for `size` runs, or `full_size` when those do not suffice.
 
     Where the page does not reach what is known, the watermark gets a backlog for `catch_up`. At the
     first sight of an agent what started in the last `lookback` seconds is to be read. `is_unread` tells
-    whether a malformed item was not met before: one that was hides nothing below it. Raises ApiError.
+    whether a malformed item was not met before: one that was hides nothing below it. `clock` is the
+    API's as it was seen before. Raises ApiError.
     """
 
     def suffices(page: RunsPage, by_start: bool | None) -> bool:
@@ -62,13 +66,13 @@ def read_newest(
         return reaches(page, floor, by_start or mark.floor is not None, known)
 
     page = ask(None, size)
-    if mark.newest is not None and mark.floor is not None and mark.newest > page.now:
-        # the clock stepped back: new runs start below older ones, and its new time is what counts
-        mark = replace(mark, newest=page.now, first_seen=page.now, floor=min(mark.floor, page.now - MARGIN))
+    mark = _by_clock_of(page, mark, clock)
     floor = page.now - lookback if mark.floor is None else mark.floor
     by_start = order(page, mark.by_start)
     if size < full_size and not suffices(page, by_start):
         size, page = full_size, ask(None, full_size)
+        mark = _by_clock_of(page, mark, clock)  # one answer more, and a step may be believed
+        floor = page.now - lookback if mark.floor is None else mark.floor
         by_start = order(page, by_start)
     backlogs = mark.backlogs
     if not suffices(page, by_start):
@@ -92,32 +96,35 @@ def catch_up(
 ) -> Iterator[tuple[RunsPage, Watermark]]:
     """Read what the backlogs name, newest and oldest in turn; yield each page with the watermark after it.
 
-    At most `max_pages` pages are read that bring a run that is not known. Those that only repeat what is
-    known, since a page token shifted or was refused, must not use up what progress needs: besides what was
-    read before, `REPEATS` times as many. Raises ApiError: that of a request, or `bad_response` for a list
-    that never ends.
+    At most `max_pages` pages are read that bring a run that is not known. A search for open runs gets what
+    the others leave of them, at least one: neither puts off the other for good. Pages that only repeat what
+    is known, since a page token shifted or was refused, must not use up what progress needs: besides what
+    was read before, `REPEATS` times as many. Raises ApiError: that of a request, or `bad_response` for a
+    list that never ends.
     """
-    walks = [_Walk(backlog, ask) for backlog in mark.backlogs]
-    most, turn = sum(max_pages * REPEATS + backlog.pages for backlog in mark.backlogs), 0
-    while walks and max_pages > 0 and most > 0:
-        walk = walks[-(turn % 2)]
-        turn += 1
-        page = walk.read()
-        if walk.restarted and walk.backlog.since is None:
-            walks = walk.join(walks)
-        most -= 1
-        walk.useful = not all(map(is_known, page.runs))
-        max_pages -= walk.useful or (walk.backlog.since is not None and not walk.repeats)
-        by_start = order(page, mark.by_start)
-        if reaches(page, walk.backlog.floor, by_start):
-            # what lies behind a newer walk, down to the same floor, was read with it; a search may be newer
-            at, floor = walks.index(walk), walk.backlog.floor
-            older = [each for each in walks[at + 1 :] if each.backlog.floor < floor or each.backlog.since]
-            walks = walks[:at] + older
-        else:
-            walk.advance(page)
-        mark = replace(mark, by_start=by_start, backlogs=tuple(each.backlog for each in walks))
-        yield page, mark
+    walks, turn = [_Walk(backlog, ask) for backlog in mark.backlogs], 0
+    for searching in (False, True):
+        max_pages = max(max_pages, 1)
+        most = sum(max_pages * REPEATS + each.backlog.pages for each in walks if each.is_search is searching)
+        while max_pages > 0 and most > 0:
+            at_work = [each for each in walks if each.is_search is searching]
+            if not at_work:
+                break
+            walk = at_work[-(turn % 2)]
+            turn += 1
+            page = walk.read()
+            if walk.restarted and not searching:
+                walks = walk.join(walks)
+            most -= 1
+            walk.useful = not all(map(is_known, page.runs))
+            max_pages -= walk.useful or (searching and not walk.repeats)
+            by_start = order(page, mark.by_start)
+            if reaches(page, walk.backlog.floor, by_start):
+                walks = walk.end(walks)
+            else:
+                walk.advance(page)
+            mark = replace(mark, by_start=by_start, backlogs=tuple(each.backlog for each in walks))
+            yield page, mark
 
 
 class _Walk:
@@ -128,6 +135,7 @@ class _Walk:
         self.useful = backlog.token is not None  # whether the newest page brought something
         self.repeats = 0  # pages that an earlier walk had read before its token was refused
         self.restarted = False  # its newest page is the first one of the list, since its token was refused
+        self.is_search = backlog.since is not None
         self._ask = ask
         self._pages = self._from(backlog.token)
 
@@ -149,13 +157,32 @@ class _Walk:
 
     def join(self, walks: list["_Walk"]) -> list["_Walk"]:
         """The walks without those whose stretches this one, from the top again, comes past anyway."""
-        stretches = [each for each in walks if each.backlog.since is None]
+        stretches = [each for each in walks if not each.is_search]
         self.backlog = replace(self.backlog, floor=min(each.backlog.floor for each in stretches))
         return [self, *(each for each in walks if each not in stretches)]
+
+    def end(self, walks: list["_Walk"]) -> list["_Walk"]:
+        """The walks that are left when this one has come to its floor.
+
+        What lies behind it, down to the same floor, was read with it; a search may be newer.
+        """
+        at, floor = walks.index(self), self.backlog.floor
+        return walks[:at] + [each for each in walks[at + 1 :] if each.backlog.floor < floor or each.is_search]
 
     def advance(self, page: RunsPage) -> None:
         self.backlog = replace(self.backlog, token=page.next_page_token, pages=self.backlog.pages + 1)
         self.repeats = max(self.repeats - 1, 0)
+
+
+def _by_clock_of(page: RunsPage, mark: Watermark, clock: SeenClock) -> Watermark:
+    """The watermark as it holds after a step back of the API's clock: new runs start below older ones."""
+    since = clock.unread_since(page.now, page.skew)
+    backlogs = tuple(replace(each, since=each.since and min(each.since, since)) for each in mark.backlogs)
+    mark = replace(mark, backlogs=backlogs)
+    if mark.newest is None or mark.floor is None or mark.newest <= since:
+        return mark
+    floor = min(mark.floor, since - MARGIN)
+    return replace(mark, newest=since, first_seen=page.now, floor=floor)
 
 
 def next_page_size(page: RunsPage, before: Watermark, after: Watermark, full_size: int) -> int:

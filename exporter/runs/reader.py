@@ -18,7 +18,7 @@ from exporter.modus.model import Run, RunDetails, RunsPage
 from exporter.runs import opens, paging
 from exporter.runs.opens import OpensMemory, SingleRunRoute
 from exporter.runs.reconcile import Checksum, Walk, check_sum, reconcile
-from exporter.runs.state import Backlog, OpenRun, Watermark
+from exporter.runs.state import Backlog, OpenRun, SeenClock, Watermark
 from exporter.runs.why import Budget, ask_why
 
 if TYPE_CHECKING:  # handed in
@@ -48,6 +48,7 @@ class Known:
     is_new: Callable[[Run], bool] = lambda _: True  # whether it is neither counted, nor open, nor from before
     is_unread: Callable[[str], bool] = lambda _: True  # whether this malformed item was not met before
     epoch: int | None = 0  # of the lease of an agent that several exporters share; None: not ours
+    clock: SeenClock = field(default_factory=SeenClock)
 
 
 class Memory(msgspec.Struct, frozen=True, gc=False):
@@ -87,9 +88,8 @@ class Reading:
     def take(self, page: RunsPage, watermark: Watermark) -> None:
         """Add a page and the watermark that holds after it."""
         self.add(page)
-        searching = {backlog.since for backlog in watermark.backlogs}
-        ended = [each for each in self.watermark.backlogs if each.since and each.since not in searching]
-        self.searched += ended
+        if not any(backlog.since for backlog in watermark.backlogs):  # there is one at most
+            self.searched += [each for each in self.watermark.backlogs if each.since]
         self.watermark = watermark
 
     def new(self, known: Known) -> set[str]:
@@ -196,7 +196,11 @@ class AgentReader:
             full_size=limits.page_size,
             lookback=limits.lookback,
             is_unread=known.is_unread,
+            clock=known.clock,
         )
+        if walk := reading.memory.walk:
+            began = min(walk.began, known.clock.unread_since(page.now, page.skew))
+            reading.memory = replace(reading.memory, walk=replace(walk, began=began))
         size = paging.next_page_size(page, before, watermark, limits.page_size)
         reading.memory = replace(reading.memory, page_size=size)
         reading.now, reading.skew = page.now, page.skew

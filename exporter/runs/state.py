@@ -14,6 +14,7 @@ from exporter.modus.usage import Used
 SCHEMA_VERSION = 2  # of the stores
 USAGE_ID = -1  # in place of an agent's id: all usage is one account, kept as an agent's is
 MISSED = ("malformed", "vanished", "unreachable")  # why a run could not be counted
+UNBELIEVED = 2  # readings of an agent at most, after a step of the API's clock, that go by the time before
 MAX_FAILURES = 100  # ends of failed runs that are kept, to tell a row of failures that a late success breaks
 
 
@@ -25,6 +26,25 @@ class Backlog(msgspec.Struct, frozen=True, gc=False):
     token: str | None = None  # None: from the newest run on
     pages: int = 0  # read so far, and to be read again for nothing should the token be refused
     since: float | None = None  # a search for open runs that left the open lists, begun at this instant
+
+
+class SeenClock(msgspec.Struct, frozen=True, gc=False):
+    """The API's clock as an agent's last readings saw it. A step is believed after some answers only."""
+
+    skew: float | None = None  # by how much it was ahead of ours at the newest of them, seconds
+    read: tuple[float, ...] = ()  # when they were, by our clock; a step may have come after the oldest
+
+    def after(self, now: float, skew: float) -> "SeenClock":
+        """What holds after one more reading at `now` by the API's clock, which is ahead of ours by `skew`."""
+        return SeenClock(skew, (*self.read, now - skew)[-UNBELIEVED - 1 :])
+
+    def oldest(self, now: float, skew: float) -> float:
+        """The oldest of the last readings, by the API's clock as it is now."""
+        return min([now, *(read + skew for read in self.read)])
+
+    def unread_since(self, now: float, skew: float) -> float:
+        """The instant from which on runs that nobody read may have started; after a step back not `now`."""
+        return now if self.skew is None or skew >= self.skew else self.oldest(now, skew)
 
 
 class Watermark(msgspec.Struct, frozen=True, gc=False):
@@ -152,9 +172,24 @@ class AgentState(msgspec.Struct, gc=False):
     forgotten: int = 0  # counted runs whose ids were forgotten
     last_start: float | None = None
     last_read: float | None = None  # by our clock
+    clock: SeenClock = SeenClock()
     last_reconciled: float | None = None
     unread: bool = False  # the newest attempt failed
     unsaid: list[RunLine] = msgspec.field(default_factory=list)  # lines for the log that nobody has written
+
+    def follow_clock(self, now: float, skew: float) -> bool:
+        """Note a reading at `now` by the API's clock, which is ahead of ours by `skew`.
+
+        Where that clock stepped back before an instant, what is unread is from after the step: then True.
+        """
+        since, stepped = self.clock.unread_since(now, skew), False
+        for name in ("base", "watched_since", "last_reconciled"):
+            instant = getattr(self, name)
+            if instant is not None and instant > since:
+                setattr(self, name, since)
+                stepped = True
+        self.clock = self.clock.after(now, skew)  # by itself it is no reason to write
+        return stepped
 
 
 class GroupUse(msgspec.Struct, gc=False):

@@ -17,6 +17,7 @@ from exporter.runs.reader import AgentReader, Known, Memory
 from tests.simulation import DAY, Clock, Exporter, finished, settings
 
 AGENT = 7
+HOUR = 3600.0
 
 
 class World:
@@ -655,6 +656,80 @@ def test_c5_after_a_step_back_a_pause_in_the_scrapes_loses_nothing(tmp_path: Pat
     world.exporter.close()
 
 
+@pytest.mark.parametrize("page_size", [3, 30, 100])  # of 40 runs, half of them older than the last known
+@pytest.mark.parametrize("step", [-HOUR, -5 * HOUR])
+@pytest.mark.parametrize("restart", [True, False])
+def test_c5_after_a_step_back_a_downtime_longer_than_the_step_and_the_lookback_loses_nothing(
+    tmp_path: Path, step: float, page_size: int, restart: bool
+) -> None:
+    limits = {"page_size": page_size, "max_pages": 2, "reconcile_interval": 0.0, "lookback": 6 * HOUR}
+    world = Recorded(tmp_path, **limits)
+    world.modus.counts_fault = lambda counts: None
+    world.scrapes(2)
+    world.history(25, apart=1)
+    world.scrapes(1)
+    world.offset = step
+    world.history(40, apart=900)
+    if restart:
+        world.restart()
+    assert world.scrapes(40) == Counter(completed=65)
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_c5_after_a_step_back_and_a_downtime_what_names_an_old_start_counts_by_its_end(
+    tmp_path: Path,
+) -> None:
+    world = Recorded(tmp_path, reconcile_interval=0.0)
+    world.scrapes(2)
+    world.offset = -HOUR
+    world.modus.start_run(AGENT, lasts=5.0, override={"startedAt": iso(world.clock() - 2 * DAY)})
+    world.history(3, apart=HOUR)
+    assert world.scrapes(3) == Counter(completed=4)
+    world.exporter.close()
+
+
+def test_c5_a_step_back_during_a_search_gives_up_no_run_that_started_after_the_step(tmp_path: Path) -> None:
+    limits = {"page_size": 10, "max_pages": 3, "reconcile_interval": 0.0, "lookback": 6 * HOUR}
+    world = Recorded(tmp_path, single_run=False, **limits)
+    world.scrapes(2)
+    deep = world.modus.start_run(AGENT)
+    world.history(250, apart=300)
+    world.scrapes(40)
+    world.modus.change(deep, hidden=True)
+    world.scrapes(1)
+    assert world.agent.backlog  # it has begun
+    world.offset = -HOUR
+    later = world.modus.start_run(AGENT)
+    world.scrapes(1, apart=5)
+    world.history(12, apart=1)  # it is not on the first page any more, and no open list shows it
+    world.modus.fault = lambda request: world.modus.error(500) if "status" in request.query else None
+    world.scrapes(20, apart=90)
+    assert world.missed == {}
+    world.modus.fault = None
+    world.scrapes(90, apart=90)
+    assert world.missed == {"vanished": 1}
+    world.modus.end_run(later)
+    assert world.scrapes(20) == Counter(completed=263)
+    world.exporter.close()
+
+
+def test_c5_a_comparison_that_began_before_a_step_back_is_not_one_of_the_time_to_come(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=10, max_pages=5)
+    world.history(200, apart=60)
+    world.scrapes(30)
+    world.scrapes(3, apart=HOUR)  # it is due, and has begun
+    world.offset = -4 * HOUR
+    believed = False  # one answer moves nothing
+    for _ in range(150):
+        world.scrapes(1)
+        reconciled = world.exporter.ledger.agents()[AGENT].last_reconciled
+        assert reconciled is not None
+        assert reconciled <= world.modus.clock() or not believed
+        believed = True
+    world.exporter.close()
+
+
 def test_c6_runs_with_odd_starts_at_the_end_of_a_page_end_no_walk(tmp_path: Path) -> None:
     world = Recorded(tmp_path, page_size=10)
     world.scrapes(2)
@@ -674,6 +749,23 @@ def test_c7_a_list_in_the_order_of_ends_with_open_runs_first_is_counted_whole(tm
         world.modus.start_run(AGENT, lasts=(5.0, 400.0, 3000.0)[n % 3])
         world.scrapes(1, apart=30)
     assert world.scrapes(60) == Counter(completed=196)
+    world.exporter.close()
+
+
+def test_c7_in_the_order_of_ends_a_run_that_is_looked_for_for_ever_puts_no_backlog_off(
+    tmp_path: Path,
+) -> None:
+    world = Recorded(tmp_path, order="close", single_run=False, page_size=10, max_pages=1)
+    paused = world.modus.start_run(AGENT)
+    for _ in range(25):  # more than two pages on top of what ends
+        world.modus.start_run(AGENT)
+    world.history(36, apart=300)
+    world.scrapes(20)
+    no_end: dict[str, object] = {"endedAt": ABSENT, "durationMs": ABSENT}
+    world.modus.change(paused, outcome="paused", end=world.clock(), override=no_end)
+    assert world.scrapes(120, apart=120) == Counter(completed=36)
+    assert world.agent.last_reconciled is not None
+    assert world.clock() - world.agent.last_reconciled < 2 * HOUR
     world.exporter.close()
 
 
