@@ -51,6 +51,11 @@ def test_a_file_imports_only_what_is_below_it_or_for_all(path: Path) -> None:
     assert imported(path) <= ALLOWED[part]
 
 
+def test_no_file_is_too_long_to_be_read_at_once() -> None:
+    lines = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: number for name, number in lines.items() if number > 300} == {}
+
+
 def test_each_library_that_is_imported_is_declared_and_none_besides() -> None:
     """Also those that another library brings along: it may stop to."""
     trees = [ast.parse(path.read_text()) for path in FILES]
