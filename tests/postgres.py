@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -49,7 +50,7 @@ class Postgres:
         if AS:
             shutil.chown(self.directory, NOBODY, NOBODY)
         self.port = free_port()
-        self.url = f"postgresql://modus:{PASSWORD}@127.0.0.1:{self.port}/modus"
+        self.schema = "public"
         try:
             self._init()
             self.start()
@@ -69,6 +70,11 @@ class Postgres:
     @property
     def data(self) -> Path:
         return self.directory / "data"
+
+    @property
+    def url(self) -> str:
+        address = f"postgresql://modus:{PASSWORD}@127.0.0.1:{self.port}/modus"
+        return f"{address}?options=-csearch_path%3D{self.schema}"
 
     @property
     def database(self) -> Database:
@@ -114,7 +120,7 @@ class Postgres:
         return [self.popen.pid, *map(int, children)]
 
     def connect(self, user: str = "modus", **more: str) -> "psycopg.Connection[tuple[object, ...]]":
-        given = {"dbname": "modus", "password": PASSWORD} | more
+        given = {"dbname": "modus", "password": PASSWORD, "options": f"-csearch_path={self.schema}"} | more
         return psycopg.connect(f"host=127.0.0.1 port={self.port} user={user}", autocommit=True, **given)  # type: ignore[arg-type]
 
     def ask(self, query: str, *values: object) -> list[tuple[object, ...]]:
@@ -130,13 +136,10 @@ class Postgres:
         with self.connect("postgres") as db:
             db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'modus'")
 
-    def empty(self) -> None:
-        """As before anybody used it."""
-        with self.connect() as db:
-            for (table,) in db.execute(
-                "SELECT relname FROM pg_class WHERE relname ~ '^modus_' AND relkind = 'r'"
-            ):
-                db.execute(f'DROP TABLE "{table}"')
+    def renew(self) -> None:
+        """A schema that nobody has used; whoever still has an earlier `url` stays in the one before."""
+        self.schema = f"modus_{secrets.token_hex(8)}"
+        self.do(f"CREATE SCHEMA {self.schema}")
 
     def close(self) -> None:
         if hasattr(self, "popen") and self.popen.poll() is None:

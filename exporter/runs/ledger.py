@@ -98,7 +98,8 @@ class Ledger:
         What was read of an agent whose lease ended meanwhile is thrown away: its next owner reads it.
         """
         with self._lock:
-            if self.leases.epoch(agent_id) != reading.memory.epoch:
+            epoch = self.leases.epoch(agent_id)
+            if epoch is None or epoch != reading.memory.epoch:
                 return
             account = self._accounts.get(agent_id)
             if not reading.now:  # the API did not answer
@@ -239,13 +240,14 @@ class Ledger:
         """Write what is not yet written, or a piece of it; False when nothing is left to be written."""
         meta = self._meta()
         with self._lock:
-            known = {account.agent_id: account for account in self._all()}
+            known = {account.agent_id for account in self._all()}
         stale = store.open_again(known)
         with self._lock:
             if stale is None:
                 accounts = list(self._some_changed())
-            else:  # the store does not hold what was written last
-                accounts = [known[agent_id] for agent_id in stale]
+            else:  # the store does not hold what was written last; agents may have come and gone meanwhile
+                ids = frozenset(stale)
+                accounts = [account for account in self._all() if account.agent_id in ids]
                 for account in accounts:
                     account.changed, account.new, account.gone = True, list(account.counted), []
             removed, self._removed = self._removed, set()

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,13 +14,13 @@ from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.table import AgentSnapshot
 from exporter.modus.discovery import shard_of
-from exporter.runs import fleet, importing, leases, tables
+from exporter.runs import fleet, importing, leases, leasetable, tables
 from exporter.runs.account import KEEP
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Memory, Reading
 from exporter.runs.state import SCHEMA_VERSION, Watermark
 from exporter.runs.state import State as Stored
-from exporter.runs.store import Database, LedgerError, Place, read_state
+from exporter.runs.store import Database, Leases, LedgerError, Place, read_state
 from exporter.scalars import DatabaseUrl, Secret
 from exporter.web.messages import HTTPError
 from tests.e2e.harness import wait_for
@@ -31,20 +30,41 @@ from tests.unit.test_ledger import a_run
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("postgres")]
 AGENT = 7
-TERM, TICK, MARGIN = 3.0, 0.1, 0.5  # seconds: the tests have less time than an operator
+TERM = 600.0  # seconds: longer than any test, so that none ends because the machine is busy
+
+
+class BootClock:
+    """The clock of the leases, which a test can put forward."""
+
+    ahead = 0.0
+
+    def __call__(self) -> float:
+        return leases.boot_clock() + self.ahead
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def boot(monkeypatch: pytest.MonkeyPatch) -> BootClock:
+    """Members renew often, and their terms end when a test puts this clock forward."""
     for module in (fleet, leases):
         monkeypatch.setattr(module, "TERM", TERM)
-        monkeypatch.setattr(module, "TICK", TICK)
-        monkeypatch.setattr(module, "MARGIN", MARGIN)
+    monkeypatch.setattr(fleet, "IDLE", 10 * TERM)
+    monkeypatch.setattr(fleet, "TICK", 0.1)
+    boot = BootClock()
+    monkeypatch.setattr(fleet, "boot_clock", boot)
+    return boot
+
+
+@pytest.fixture
+def all_terms_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the database's clock each membership is over at once: only what members see of each other counts."""
+    renew, join = leasetable.renew, leasetable.join
+    monkeypatch.setattr(leasetable, "renew", lambda cursor, id_, _, *more: renew(cursor, id_, 0.0, *more))
+    monkeypatch.setattr(leasetable, "join", lambda cursor, id_, name, _: join(cursor, id_, name, 0.0))
 
 
 @pytest.fixture
 def server(postgres: Postgres) -> Postgres:
-    postgres.empty()
+    postgres.renew()
     return postgres
 
 
@@ -162,10 +182,20 @@ class Fleet:
         return member
 
     def scrape(self) -> list[dict[int, AgentSnapshot]]:
-        """What all show, one after the other: each agent at most once, and nothing steps back."""
-        shown = [member.scrape() for member in self.members]
-        owners = [agent_id for each in shown for agent_id in each]
-        assert len(owners) == len(set(owners)), "two show the same agent"
+        """What all show, one after the other: no agent by two at one moment, and nothing steps back.
+
+        An agent may move between two looks: then who showed it first no longer holds that lease.
+        """
+        shown: list[dict[int, AgentSnapshot]] = []
+        seen: dict[int, tuple[Leases, int | None]] = {}
+        for member in self.members:
+            shown.append(member.scrape())
+            held = member.ledger.leases
+            for agent_id in shown[-1]:
+                earlier, epoch = seen.get(agent_id, (held, None))
+                still = earlier is not held and earlier.holds(agent_id)
+                assert not still or earlier.epoch(agent_id) != epoch, "two show the same agent"
+                seen[agent_id] = held, held.epoch(agent_id)
         for agents in shown:
             for agent_id, agent in agents.items():
                 if agent.totals:
@@ -183,7 +213,7 @@ class Fleet:
             done = sum(numbers) == len(self.agents) and max(numbers) - min(numbers) <= 1
             return numbers if done else None
 
-        return wait_for("the shares are even", even, seconds=30)
+        return wait_for("the shares are even", even)
 
     def counts(self, number: int) -> None:
         """Of each agent so many runs are shown soon, and never more."""
@@ -214,9 +244,21 @@ def abandon(ledger: Ledger) -> fleet.Fleet:
     """As after SIGKILL: it neither renews nor gives back."""
     leases = ledger.leases
     assert isinstance(leases, fleet.Fleet)
-    leases._tick = lambda: None  # type: ignore[method-assign]
     leases._end = lambda: None  # type: ignore[method-assign]
+    leases._closing = True
+    leases._wake.set()
+    leases._thread.join()
     return leases
+
+
+def end_term(boot: BootClock, team: Fleet, dead: fleet.Fleet) -> None:
+    """Put the clock forward until the one other member has seen nothing of the dead one for a term."""
+
+    def over() -> bool:
+        boot.ahead += TERM
+        return not team.server.ask("SELECT FROM modus_member WHERE id = %s", dead.member)
+
+    wait_for("the membership is over", over)
 
 
 def test_the_first_scrape_shows_all_that_is_free(make_fleet: Callable[[int], Fleet]) -> None:
@@ -239,10 +281,7 @@ def test_members_that_come_and_go_share_evenly_and_no_total_steps_back(
     fleet.counts(4)
 
 
-def test_a_member_that_stops_gives_its_agents_back_at_once(
-    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fleet, "TERM", 3600.0)
+def test_a_member_that_stops_gives_its_agents_back_at_once(make_fleet: Callable[[int], Fleet]) -> None:
     team = make_fleet(6)
     team.join()
     team.join()
@@ -251,24 +290,30 @@ def test_a_member_that_stops_gives_its_agents_back_at_once(
     assert team.settle() == [6]
 
 
+@pytest.mark.usefixtures("all_terms_over")
 def test_a_member_that_dies_loses_its_agents_when_its_term_is_over(
-    make_fleet: Callable[[int], Fleet],
+    make_fleet: Callable[[int], Fleet], boot: BootClock
 ) -> None:
     team = make_fleet(6)
     team.join()
     team.join()
     team.settle()
     dead = team.members.pop()
-    abandon(dead.ledger)
+    leases = abandon(dead.ledger)
     for agent_id in team.agents:
         team.end_run(agent_id)
+    assert len(team.scrape()[0]) == 3, "the term is not over"
+    end_term(boot, team, leases)
     assert team.settle() == [6]
     team.counts(2)
     assert dead.scrape() == {}, "it shows what another one has"
     dead.close()
 
 
-def test_who_lost_its_leases_without_noticing_can_write_nothing(make_fleet: Callable[[int], Fleet]) -> None:
+@pytest.mark.usefixtures("all_terms_over")
+def test_who_lost_its_leases_without_noticing_can_write_nothing(
+    make_fleet: Callable[[int], Fleet], boot: BootClock
+) -> None:
     """As after a stop for longer than a term: whatever its clock says, the database refuses."""
     team = make_fleet(2)
     late = team.join()
@@ -277,6 +322,8 @@ def test_who_lost_its_leases_without_noticing_can_write_nothing(make_fleet: Call
     leases._until = float("inf")
     team.members.clear()
     new = team.join()
+    team.scrape()
+    end_term(boot, team, leases)
     team.settle()  # the new owner has them, and has not yet written anything
     before = team.server.ask("SELECT * FROM modus_agent ORDER BY agent_id")
     team.end_run(1)
@@ -304,7 +351,6 @@ def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Po
         _, pieces = app.metrics(10.0, "text")
         next(pieces)
         leases = abandon(app._ledger)
-        time.sleep(2 * TICK)  # for the tick under way
         leases._until = 0.0
         with pytest.raises(HTTPError) as caught:
             list(pieces)
@@ -319,6 +365,18 @@ def test_a_reading_that_outlives_its_lease_is_thrown_away(server: Postgres, cloc
         wait_for("it is ours anew", lambda: book.known(AGENT).epoch not in (None, old.epoch))
         book.record(AGENT, Reading(Watermark(), old, runs=[a_run()], now=clock()))
         assert AGENT not in book.agents() or not counted(book)
+
+
+def test_a_reading_without_a_lease_is_thrown_away(server: Postgres, clock: Clock) -> None:
+    """As of an agent that was given back between its turn and its reading: nothing of it would be written."""
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"), agent_id=8)
+        assert 8 not in book.agents()
+        book.commit()
+        book.leases.want(frozenset({AGENT, 8}), Deadline(20.0))
+        wait_for("it is ours", lambda: book.leases.holds(8))
+        record(book, a_run("wf:1"), a_run("wf:2"), agent_id=8)
+    assert read_state(server.database).counted[8].keys() == {"wf:1", "wf:2"}
 
 
 def test_nothing_but_what_is_durable_is_shown(make_fleet: Callable[[int], Fleet]) -> None:
@@ -338,13 +396,13 @@ def test_nothing_but_what_is_durable_is_shown(make_fleet: Callable[[int], Fleet]
 
 
 def test_who_is_not_scraped_for_long_leaves_the_fleet_and_comes_back_with_a_scrape(
-    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+    make_fleet: Callable[[int], Fleet], boot: BootClock
 ) -> None:
-    monkeypatch.setattr(fleet, "IDLE", 1.0)
     team = make_fleet(4)
     idle = team.join()
     team.scrape()
     team.members.remove(idle)
+    boot.ahead += fleet.IDLE
     team.join()
     assert team.settle() == [4]
     team.members.append(idle)
@@ -369,7 +427,7 @@ def test_agents_that_nobody_wants_any_more_are_forgotten(
 
 
 def test_while_the_database_is_away_all_is_shown_until_the_lease_ends_and_then_nothing(
-    make_fleet: Callable[[int], Fleet],
+    make_fleet: Callable[[int], Fleet], boot: BootClock
 ) -> None:
     team = make_fleet(3)
     member = team.join()
@@ -383,7 +441,9 @@ def test_while_the_database_is_away_all_is_shown_until_the_lease_ends_and_then_n
         wait_for("it says so", lambda: not member.collector.scrape(None).ledger_up)
         agents = member.collector.scrape(None).agents
         assert {sum(finished(agent).values()) for agent in agents} <= {1}, "it shows what is not durable"
-        wait_for("nothing is shown", lambda: not member.scrape())
+        assert len(agents) == 3
+        boot.ahead += TERM - leases.MARGIN
+        assert not member.scrape()
         assert not member.collector.scrape(None).ledger_up
     finally:
         team.server.start()
@@ -395,7 +455,7 @@ def test_while_the_database_is_away_all_is_shown_until_the_lease_ends_and_then_n
 
 
 def test_a_database_that_hangs_costs_no_more_than_one_that_is_away(
-    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+    make_fleet: Callable[[int], Fleet], boot: BootClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet, "REQUEST", 1.0)
     team = make_fleet(3)
@@ -403,14 +463,18 @@ def test_a_database_that_hangs_costs_no_more_than_one_that_is_away(
     team.scrape()
     team.server.pause()
     try:
-        wait_for("nothing is shown", lambda: not member.scrape())
+        boot.ahead += TERM
+        assert not member.scrape()
         wait_for("it says so", lambda: not member.collector.scrape(None).ledger_up)
     finally:
         team.server.go_on()
     team.settle()
 
 
-def test_an_outage_for_all_costs_nobody_its_agents(make_fleet: Callable[[int], Fleet]) -> None:
+@pytest.mark.usefixtures("all_terms_over")
+def test_an_outage_for_all_costs_nobody_its_agents(
+    make_fleet: Callable[[int], Fleet], boot: BootClock
+) -> None:
     """Who is back first does not take over from those who could not renew either."""
     team = make_fleet(9)
     for _ in range(3):
@@ -419,8 +483,9 @@ def test_an_outage_for_all_costs_nobody_its_agents(make_fleet: Callable[[int], F
     before = team.server.ask("SELECT agent_id, owner, epoch FROM modus_lease ORDER BY agent_id")
     team.server.stop()
     try:
-        wait_for("nothing is shown", lambda: not any(team.scrape()))
-        time.sleep(TERM)  # an outage for longer than any lease
+        wait_for("all have noticed", lambda: all(member.ledger.leases.problem for member in team.members))
+        boot.ahead += TERM  # an outage for longer than any lease
+        assert not any(team.scrape())
     finally:
         team.server.start()
     team.settle()
@@ -573,7 +638,7 @@ def test_without_psycopg_one_line_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_no_password_is_in_any_line_of_the_log(
-    make_fleet: Callable[[int], Fleet], caplog: pytest.LogCaptureFixture
+    make_fleet: Callable[[int], Fleet], boot: BootClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     team = make_fleet(1)
@@ -581,7 +646,9 @@ def test_no_password_is_in_any_line_of_the_log(
     team.scrape()
     team.server.stop()
     try:
-        wait_for("nothing is shown", lambda: not member.scrape())
+        boot.ahead += TERM
+        assert not member.scrape()
+        wait_for("it says so", lambda: "cannot be renewed" in caplog.text)
     finally:
         team.server.start()
     team.settle()
