@@ -74,18 +74,22 @@ class Seen:
     usage: str | None = None  # who shows what the whole organisation used
     looks: int = 0
 
-    def note(self, shown: dict[str, Scrape], *, excused: bool) -> None:
-        """Take over one look at all members; `excused`: the database was not there."""
+    def note(self, shown: dict[str, Scrape], *, excused: bool, seconds: float) -> None:
+        """Take over one look at all members, which took so long; `excused`: the database was not there.
+
+        An agent that is given back is free a tick later: in a look that is slower it may be met twice.
+        """
         now, owners = time.monotonic(), dict[int, str]()
         self.looks += 1
         usage = [member for member, scrape in shown.items() if scrape.all("modus_usage_up")]
-        if len(usage) > 1:
+        at_once = seconds < TICK
+        if len(usage) > 1 and at_once:
             self.problems.append(f"the usage is shown by {usage}")
         self.usage = usage[0] if usage else None
         for member, scrape in shown.items():
             agents = {int(sample.labels["agent_id"]) for sample in scrape.all("modus_agent_up")}
             for agent_id in agents:
-                if agent_id in owners:
+                if agent_id in owners and at_once:
                     self.problems.append(f"agent {agent_id} is shown by {member} and {owners[agent_id]}")
                 owners[agent_id] = member
                 self._note_totals(agent_id, Counter(scrape.finished(agent_id)))
@@ -178,10 +182,12 @@ class Team:
     def _look(self) -> None:
         while not self._over.wait(LOOK):
             with self._lock, ThreadPoolExecutor(len(self.members) or 1) as pool:
+                began = time.monotonic()
                 moving = self.members.keys() - self._still
                 asked = {name: pool.submit(self._ask, self.members[name]) for name in moving}
                 shown = {name: found for name, answer in asked.items() if (found := answer.result())}
-                self.seen.note(shown, excused=time.monotonic() < self.excused_until)
+                now = time.monotonic()
+                self.seen.note(shown, excused=now < self.excused_until, seconds=now - began)
 
     def _ask(self, member: Exporter) -> Scrape | None:
         with suppress(requests.RequestException):
@@ -253,8 +259,9 @@ class Team:
         wait_for("all runs ended", lambda: not any(runs["running"] for runs in ended().values()))
 
         def counted() -> bool:
+            began = time.monotonic()
             shown = {name: found for name, each in self.members.items() if (found := self._ask(each))}
-            self.seen.note(shown, excused=False)
+            self.seen.note(shown, excused=False, seconds=time.monotonic() - began)
             return self.seen.totals == self.world.ended() and self.seen.usage is not None
 
         try:
