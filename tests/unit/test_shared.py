@@ -124,7 +124,9 @@ def test_ids_with_whatever_characters_are_kept(place: Place, clock: Clock) -> No
 def test_ids_that_were_forgotten_are_gone_from_the_store(place: Place, clock: Clock) -> None:
     with closing(open_ledger(place, clock)) as book:
         record(book, a_run("old"))
-        clock.advance(DAY + 2 * KEEP)
+        for _ in range(4):  # they are kept while a step back of the API's clock may be unknown
+            clock.advance(DAY + 2 * KEEP)
+            record(book)
         record(book, a_run("new", start=clock() - 100, end=clock() - 50))
         book.commit()
         assert read_state(place).counted[AGENT].keys() == {"new"}
