@@ -98,7 +98,8 @@ def agent(number: int) -> AgentSnapshot:
     durations = Histogram.empty(BOUNDS, NOW - 86_400 - number, exemplars=True)
     for n in range(RUNS_A_DAY):
         value = rng.lognormvariate(rng.uniform(2, 5), 1)
-        durations.observe(BOUNDS, value, Exemplar(f"wf_{number}_{n}:run_{n}", value, NOW - 600 * n))
+        end = round(NOW - 600 * n - rng.uniform(0, 600), 3)
+        durations.observe(BOUNDS, value, Exemplar(f"wf_{number}_{n}:run_{n}", value, end))
     finished = {s: {t: rng.randrange(50) for t in TRIGGER_TYPES} for s in TERMINAL_STATUSES}
     totals = Totals(durations.created, durations, finished)
     return AgentSnapshot(number, f"Agent {number}", True, {}, NOW, 0.1, totals=totals, durations=durations)

@@ -2,17 +2,16 @@
 
 A family is a message `io.prometheus.client.MetricFamily` with its length before it, as metrics.proto says in
 https://github.com/prometheus/client_model. Histograms have classic and native buckets, and what counts has
-the instant from which it counts. What stands before a value is its key: number of the field * 8 + kind.
-
-Bytes are put together as texts in Latin-1, a character for each byte: Python does that twice as fast.
+the instant from which it counts.
 """
 
 import math
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, chain, islice
 from operator import add, sub
+from struct import Struct
+from typing import cast
 
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
@@ -20,10 +19,20 @@ from prometheus_client.samples import Sample
 from exporter.histogram import ZERO_THRESHOLD, Exemplar, Histogram, NativeBuckets
 from exporter.metrics.exposition import LONGEST_RUN_ID, POINTS_PER_PIECE, Family
 from exporter.metrics.table import AGENT_LABEL, Snapshot
-from exporter.modus.model import printable
+from exporter.metrics.wire import (
+    BYTES,
+    INSTANTS,
+    NUMBERS,
+    SIGNED,
+    VARINTS,
+    Cache,
+    double,
+    encoded,
+    field,
+    pairs,
+    timestamp,
+)
 
-OF_BUCKET, OF_COUNTER = "\x1a", "\x12"  # the field of an exemplar
-BYTES = "latin-1"
 COUNTER, GAUGE, SUMMARY, UNTYPED, HISTOGRAM, GAUGE_HISTOGRAM = range(6)  # the enum MetricType
 TYPES = {
     "counter": COUNTER,
@@ -35,7 +44,9 @@ TYPES = {
     "gaugehistogram": GAUGE_HISTOGRAM,
 }
 SUFFIXES = {"counter": "_total", "info": "_info"}  # of the samples, where the family's name has none
-FEW = 2  # empty native buckets in a row: they are cheaper to send as zeros than as a gap between two spans
+GAP = bytes(
+    3
+)  # so many empty native buckets in a row are a gap between two spans; fewer are cheaper as zeros
 
 
 # the text of a histogram, and whether with native buckets; by identity, as what is shown does not change
@@ -56,115 +67,140 @@ class Writer:
             if isinstance(family, Family):
                 snapshot = family.snapshot
                 if agents[0] is not snapshot:
-                    agents = snapshot, [_pairs([(AGENT_LABEL, str(agent.id))]) for agent in snapshot.agents]
-                metrics = list(self._points(family, agents[1] if family.row.per_agent else [""], kept))
+                    agents = snapshot, [pairs([(AGENT_LABEL, str(agent.id))]) for agent in snapshot.agents]
+                of = agents[1] if family.row.per_agent else [""]
+                histograms = family.type == "histogram"
+                metrics = self._histograms(family, of, kept) if histograms else _numbers(family, of)
             else:
-                metrics = list(_grouped(family))
+                metrics = _grouped(family)
             yield from _delimited(family, metrics)
         self._kept = kept
 
-    def _points(self, family: Family, agents: Sequence[str], kept: _Kept) -> Iterator[str]:
+    def _histograms(self, family: Family, agents: Sequence[str], kept: _Kept) -> Iterator[str]:
         """The row's points, a message `Metric` each; `agents` are the labels of what they are points of."""
-        row, kind = family.row, family.row.kind
         native = not family.snapshot.show_created  # who needs this may drop native histograms: see the README
-        bounds = ["\x11" + _double(bound) for bound in family.bounds] if kind == "histogram" else []
-        own: dict[tuple[str, ...], str] = {}  # label values -> as labels
-        since, created, counter = None, "", "\x1a\x09\x09"  # of the last one
+        bounds = ["\x11" + double(bound) for bound in family.bounds]
+        own = _own_labels(family)
         for agent, points in zip(agents, family.points(), strict=True):
             for point in points:
-                labels = own.get(point.labels)
-                if labels is None:
-                    labels = own[point.labels] = _pairs(sorted(zip(row.labels, point.labels, strict=True)))
-                value = point.value
-                if kind == "gauge":
-                    content = f"\x12\x09\x09{_number(value)}"
-                elif isinstance(value, Histogram):
-                    key = id(value), native
-                    known = self._kept.get(key) or (value, _histogram(value, bounds, native=native))
-                    content = known[1]
-                    kept[key] = known
-                else:
-                    if point.created != since:
-                        since = point.created
-                        created = "" if since is None else _timestamp("\x1a", since)
-                        counter = f"\x1a{_varint(9 + len(created))}\x09"
-                    content = f"{counter}{_number(value)}{created}"
-                    if (newest := point.exemplar) and len(newest.run_id) <= LONGEST_RUN_ID:
-                        amount = f"\x09{_number(value)}{_exemplar(newest, OF_COUNTER)}"
-                        content = _field("\x1a", amount + created)
-                size = len(agent) + len(labels) + len(content)
-                yield f'"{_varint(size)}{agent}{labels}{content}'
+                histogram, labels = cast(Histogram, point.value), own[point.labels]
+                key = id(histogram), native
+                text = (self._kept.get(key) or (0, _histogram(histogram, bounds, native)))[1]
+                kept[key] = histogram, text
+                yield f'"{VARINTS[len(agent) + len(labels) + len(text)]}{agent}{labels}'
+                yield text
 
 
-def _delimited(family: Metric, metrics: Sequence[str]) -> Iterator[bytes]:
-    head = _field("\x0a", _encoded(family.name + SUFFIXES.get(family.type, "")))
-    head += _field("\x12", _encoded(family.documentation))
-    head += "\x18" + _varint(TYPES.get(family.type, UNTYPED))
-    unit = _field("\x2a", _encoded(family.unit)) if family.unit else ""
-    yield (_varint(len(head) + len(unit) + sum(map(len, metrics))) + head).encode(BYTES)
-    pieces = chain(metrics, (unit,))
-    while piece := "".join(islice(pieces, POINTS_PER_PIECE)):
-        yield piece.encode(BYTES)
+def _delimited(family: Metric, metrics: Iterator[str]) -> Iterator[bytes]:
+    head = field("\x0a", encoded(family.name + SUFFIXES.get(family.type, "")))
+    head += field("\x12", encoded(family.documentation))
+    head += "\x18" + VARINTS[TYPES.get(family.type, UNTYPED)]
+    unit = field("\x2a", encoded(family.unit)) if family.unit else ""
+    rest = chain(metrics, (unit,))
+    pieces = []
+    while piece := "".join(islice(rest, POINTS_PER_PIECE)):
+        pieces.append(piece.encode(BYTES))
+    yield (VARINTS[len(head) + sum(map(len, pieces))] + head).encode(BYTES)
+    yield from pieces
 
 
 # --- ours ---
 
 
-def _histogram(histogram: Histogram, bounds: Sequence[str], *, native: bool) -> str:
+def _own_labels(family: Family) -> Cache:
+    """The row's own labels by their values."""
+    names = family.row.labels
+    return Cache(lambda values: pairs(sorted(zip(names, values, strict=True))))
+
+
+def _numbers(family: Family, agents: Sequence[str]) -> Iterator[str]:
+    """The points of a counter or a gauge, likewise."""
+    own = _own_labels(family)
+    since, after = None, ""  # from when the last one counts
+    before = "\x12\x09\x09" if family.type == "gauge" else "\x1a\x09\x09"
+    for agent, points in zip(agents, family.points(), strict=True):
+        size = len(agent) + len(before) + 8 + len(after)  # without the labels
+        for point in points:
+            labels, value, newest = own[point.labels], point.value, point.exemplar
+            if point.created != since:
+                since = point.created
+                after = "" if since is None else f"\x1a{INSTANTS[since]}"
+                before = f"\x1a{VARINTS[9 + len(after)]}\x09"
+                size = len(agent) + len(before) + 8 + len(after)
+            if newest and len(newest.run_id) <= LONGEST_RUN_ID:
+                amount = f"\x09{NUMBERS[value]}\x12{_exemplar(newest)}{after}"
+                yield field('"', agent + labels + field("\x1a", amount))
+            else:
+                yield f'"{VARINTS[size + len(labels)]}{agent}{labels}{before}{NUMBERS[value]}{after}'
+
+
+def _histogram(histogram: Histogram, bounds: Sequence[str], native: bool) -> str:
     """A message `Histogram`; `bounds` are the fields of the classic buckets' upper bounds."""
     cumulative = list(accumulate(histogram.buckets))
-    buckets = list(map(add, map(_bucket, cumulative), bounds))
+    buckets = list(map(add, map(_BUCKETS.__getitem__, cumulative), bounds))
     for n, newest in enumerate(histogram.exemplars):
         if newest is not None and len(newest.run_id) <= LONGEST_RUN_ID:
-            buckets[n] = _field(
-                "\x1a", f"\x08{_varint(cumulative[n])}{bounds[n]}{_exemplar(newest, OF_BUCKET)}"
-            )
-    totals = f"\x08{_varint(cumulative[-1])}\x11{_double(histogram.sum)}"
-    created = _timestamp("\x7a", histogram.created)
-    return _field("\x3a", "".join((totals, *buckets, _native(histogram.native) if native else "", created)))
+            content = f"\x08{VARINTS[cumulative[n]]}{bounds[n]}\x1a{_exemplar(newest)}"
+            buckets[n] = f"\x1a{VARINTS[len(content)]}{content}"
+    totals = f"\x08{VARINTS[cumulative[-1]]}\x11{double(histogram.sum)}"
+    created = f"\x7a{INSTANTS[histogram.created]}"
+    return field("\x3a", "".join((totals, *buckets, _native(histogram.native) if native else "", created)))
 
 
-@lru_cache(maxsize=4096)
-def _bucket(count: int) -> str:
-    """A classic bucket without an exemplar, up to its bound."""
-    content = "\x08" + _varint(count)
-    return "\x1a" + _varint(len(content) + 9) + content
+@lru_cache(maxsize=512)
+def _flags(size: int) -> Callable[..., bytes]:
+    """Makes so many numbers bytes: 0 of 0, 1 of any other."""
+    return Struct(f"{size}?").pack
 
 
 @lru_cache
 def _resolution(schema: int) -> str:
-    return "\x28" + _signed(schema) + "\x31" + _double(ZERO_THRESHOLD)
+    return "\x28" + SIGNED[schema] + "\x31" + double(ZERO_THRESHOLD)
 
 
 def _native(native: NativeBuckets) -> str:
     """The native buckets: zero, spans of others, and by how much each of these has more than its left one."""
-    zero = f"{_resolution(native.schema)}\x38{_varint(native.zero)}"
-    filled = [n for n, count in enumerate(native.observed) if count]
-    if not filled:
-        return zero
-    spans, dense = [], list[int]()
-    behind = -native.first  # the bucket behind the span before
-    far = [n for n, gap in enumerate(map(sub, filled[1:], filled), 1) if gap > FEW + 1]
-    for begin, end in pairwise((0, *far, len(filled))):
-        first, after = filled[begin], filled[end - 1] + 1
-        spans.append(_span(first - behind, after - first))
-        dense += native.observed[first:after]
-        behind = after
-    deltas = "".join(map(_signed, map(sub, dense, chain((0,), dense))))
-    return f"{zero}{''.join(spans)}\x6a{_varint(len(deltas))}{deltas}"
+    zero = f"{_resolution(native.schema)}\x38{VARINTS[native.zero]}"
+    filled = _flags(len(native.observed))(*native.observed)
+    spans, dense = "", [0]
+    begin, behind = 0, -native.first  # of what comes next, and of the bucket behind the span before
+    for stretch in filled.split(GAP):
+        end = begin + len(stretch)
+        if length := len(stretch.lstrip(b"\0")):
+            spans += _span(end - length - behind, length)
+            dense += native.observed[end - length : end]
+            behind = end
+        begin = end + len(GAP)
+    deltas = "".join(map(SIGNED.__getitem__, map(sub, dense[1:], dense)))
+    return f"{zero}{spans}\x6a{VARINTS[len(deltas)]}{deltas}" if spans else zero
 
 
 @lru_cache(maxsize=4096)
 def _span(offset: int, length: int) -> str:
     """So many buckets, so far behind the span before them; the first one from bucket 0."""
-    return _field("\x62", "\x08" + _signed(offset) + "\x10" + _varint(length))
+    return field("\x62", "\x08" + SIGNED[offset] + "\x10" + VARINTS[length])
 
 
-def _exemplar(newest: Exemplar, key: str) -> str:
-    run_id = _encoded(newest.run_id)
-    label = f"\x0a\x06run_id\x12{_varint(len(run_id))}{run_id}"
-    at = _timestamp("\x1a", newest.at)
-    return _field(key, f"\x0a{_varint(len(label))}{label}\x11{_double(newest.value)}{at}")
+def _exemplar(newest: Exemplar) -> str:
+    """A message `Exemplar`, its length before it."""
+    run_id = encoded(newest.run_id)
+    content = f"{_RUN_IDS[len(run_id)]}{run_id}\x11{double(newest.value)}\x1a{timestamp(newest.at)}"
+    return f"{VARINTS[len(content)]}{content}"
+
+
+def _bucket(count: int) -> str:
+    """A classic bucket without an exemplar, up to its bound."""
+    content = "\x08" + VARINTS[count]
+    return "\x1a" + VARINTS[len(content) + 9] + content
+
+
+def _run_id(length: int) -> str:
+    """The label of an exemplar, up to the ID itself."""
+    name = "\x0a\x06run_id\x12" + VARINTS[length]
+    return "\x0a" + VARINTS[len(name) + length] + name
+
+
+_BUCKETS, _RUN_IDS = map(Cache, (_bucket, _run_id))
 
 
 # --- those of prometheus_client ---
@@ -175,12 +211,12 @@ def _grouped(family: Metric) -> Iterator[str]:
     groups: dict[tuple[tuple[str, str], ...], list[Sample]] = {}
     special = "quantile" if family.type == "summary" else "le" if "histogram" in family.type else ""
     for sample in family.samples:
-        labels = sorted((name, value) for name, value in sample.labels.items() if name != special)
-        groups.setdefault(tuple(labels), []).append(sample)
-    for pairs, samples in groups.items():
+        own = sorted((name, value) for name, value in sample.labels.items() if name != special)
+        groups.setdefault(tuple(own), []).append(sample)
+    for labels, samples in groups.items():
         when = samples[0].timestamp
-        at = "" if when is None else "\x30" + _varint(math.floor(float(when) * 1000))
-        yield _field("\x22", _pairs(pairs) + _value(family, samples) + at)
+        at = "" if when is None else "\x30" + VARINTS[math.floor(float(when) * 1000)]
+        yield field("\x22", pairs(labels) + _value(family, samples) + at)
 
 
 def _value(family: Metric, samples: Sequence[Sample]) -> str:
@@ -192,20 +228,20 @@ def _value(family: Metric, samples: Sequence[Sample]) -> str:
         value = float(sample.value)
         match sample.name.removeprefix(family.name):
             case "_created" if created_key:
-                content += _timestamp(created_key, value)
+                content += created_key + timestamp(value)
             case "_count" | "_gcount" if created_key:
                 content += _count(value)
             case "_sum" | "_gsum" if created_key:
-                content += "\x11" + _double(value)
+                content += "\x11" + double(value)
             case "_bucket":
-                bucket = _count(value) + "\x11" + _double(float(sample.labels["le"]))
-                content += _field("\x1a", bucket + _exemplar_of(sample, "\x1a"))
+                bucket = _count(value) + "\x11" + double(float(sample.labels["le"]))
+                content += field("\x1a", bucket + _exemplar_of(sample, "\x1a"))
             case "" if type_ == SUMMARY:
-                quantile = _double(float(sample.labels["quantile"]))
-                content += _field("\x1a", "\x09" + quantile + "\x11" + _double(value))
+                quantile = double(float(sample.labels["quantile"]))
+                content += field("\x1a", "\x09" + quantile + "\x11" + double(value))
             case _:
-                content += "\x09" + _double(value) + _exemplar_of(sample, "\x12")
-    return _field(key, content)
+                content += "\x09" + double(value) + _exemplar_of(sample, "\x12")
+    return field(key, content)
 
 
 # of the value in a metric, and of the instant from which it counts, where there is one
@@ -221,63 +257,12 @@ _KEYS = {
 
 def _count(value: float) -> str:
     """A whole number of observations, or, in a field of its own, any other number of them."""
-    return "\x08" + _varint(int(value)) if value.is_integer() and value >= 0 else "\x21" + _double(value)
+    return "\x08" + VARINTS[int(value)] if value.is_integer() and value >= 0 else "\x21" + double(value)
 
 
 def _exemplar_of(sample: Sample, key: str) -> str:
     if sample.exemplar is None:
         return ""
     labels, value, when = sample.exemplar.labels, sample.exemplar.value, sample.exemplar.timestamp
-    at = "" if when is None else _timestamp("\x1a", float(when))
-    return _field(key, _pairs(labels.items()) + "\x11" + _double(value) + at)
-
-
-# --- fields ---
-
-
-@lru_cache(maxsize=4096)
-def _varint(number: int) -> str:
-    """A whole number, a negative one as in 64 bits."""
-    number %= 2**64
-    octets = ""
-    while number > 127:
-        octets += chr(number & 127 | 128)
-        number >>= 7
-    return octets + chr(number)
-
-
-@lru_cache(maxsize=4096)
-def _signed(number: int) -> str:
-    """A whole number in the encoding that keeps small negative ones short."""
-    return _varint(2 * number if number >= 0 else -2 * number - 1)
-
-
-def _double(number: float) -> str:
-    return struct.pack("<d", number).decode(BYTES)
-
-
-_number = lru_cache(maxsize=4096)(_double)  # most values are small counts; -0.0 becomes 0.0
-
-
-def _field(key: str, content: str) -> str:
-    """A message, or a text."""
-    return f"{key}{_varint(len(content))}{content}"
-
-
-def _encoded(text: str) -> str:
-    """Any text as its bytes in UTF-8."""
-    return text if text.isascii() and text.isprintable() else printable(text).encode().decode(BYTES)
-
-
-def _pairs(labels: Iterable[tuple[str, str]]) -> str:
-    """Labels, by name and value."""
-    return "".join(
-        _field("\x0a", _field("\x0a", _encoded(name)) + _field("\x12", _encoded(value)))
-        for name, value in labels
-    )
-
-
-def _timestamp(key: str, instant: float) -> str:
-    """Unix seconds as a message of whole ones and nanoseconds, to the millisecond."""
-    seconds, milliseconds = divmod(round(instant * 1000), 1000)
-    return _field(key, f"\x08{_varint(seconds)}\x10{_varint(milliseconds * 1_000_000)}")
+    at = "" if when is None else "\x1a" + timestamp(float(when))
+    return field(key, pairs(labels.items()) + "\x11" + double(value) + at)
