@@ -44,9 +44,7 @@ TYPES = {
     "gaugehistogram": GAUGE_HISTOGRAM,
 }
 SUFFIXES = {"counter": "_total", "info": "_info"}  # of the samples, where the family's name has none
-GAP = bytes(
-    3
-)  # so many empty native buckets in a row are a gap between two spans; fewer are cheaper as zeros
+GAP = bytes(3)  # empty native buckets in a row are a gap between spans; fewer are cheaper as zeros
 
 
 # the text of a histogram, and whether with native buckets; by identity, as what is shown does not change
@@ -85,8 +83,8 @@ class Writer:
             for point in points:
                 histogram, labels = cast(Histogram, point.value), own[point.labels]
                 key = id(histogram), native
-                text = (self._kept.get(key) or (0, _histogram(histogram, bounds, native)))[1]
-                kept[key] = histogram, text
+                known = self._kept.get(key) or (histogram, _histogram(histogram, bounds, native))
+                kept[key], text = known, known[1]
                 yield f'"{VARINTS[len(agent) + len(labels) + len(text)]}{agent}{labels}'
                 yield text
 

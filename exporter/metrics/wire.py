@@ -51,9 +51,7 @@ def double(number: float) -> str:
 def timestamp(instant: float) -> str:
     """Unix seconds as a message of whole ones and nanoseconds, to the millisecond; its length before it."""
     seconds, milliseconds = divmod(round(instant * 1000), 1000)
-    if (
-        seconds >> 14 > 0
-    ):  # always but in tests; seldom the same twice, so that they are no values for a cache
+    if seconds >> 14 > 0:  # nearly always, and seldom the same twice: a cache of them would be in vain
         whole = f"{_MORE[seconds & 127]}{_MORE[seconds >> 7 & 127]}{VARINTS[seconds >> 14]}"
     else:
         whole = varint(seconds)
