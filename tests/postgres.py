@@ -108,12 +108,15 @@ class Postgres:
 
     def pause(self) -> None:
         """All of its processes stand still, as on a machine that hangs."""
-        for pid in self._pids():
-            os.kill(pid, signal.SIGSTOP)
+        self._send(signal.SIGSTOP)
 
     def go_on(self) -> None:
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: int) -> None:
         for pid in self._pids():
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # a connection's process has ended meanwhile
+                os.kill(pid, number)
 
     def _pids(self) -> list[int]:
         children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text().split()
