@@ -36,7 +36,9 @@ EOF
             needs() { apt-cache -c apt.conf depends --important "$@" | sed -n 's/^ *|*Depends: //p'; }
             version=$(needs postgresql | grep '^postgresql-[0-9]*$' | head -n 1)
             for library in $(needs --recurse "$version" | grep '^lib' | grep -v '^libllvm\|^libc6' | sort -u); do
-                dpkg-query -W "$library" >/dev/null 2>&1 || packages="$packages $library"
+                # it may be known and not installed
+                [ "$(dpkg-query -W -f '${db:Status-Status}' "$library" 2>/dev/null)" = installed ] ||
+                    packages="$packages $library"
             done
             packages="$packages $version" ;;
         esac
@@ -64,7 +66,7 @@ EOF
     # Debian's Alertmanager looks for its templates at a fixed place. A name of the same length leads it to where they
     # are: a directory that is handed to it open.
     if [ -e "$servers.part/usr/bin/prometheus-alertmanager" ]; then
-        mkdir "$servers.part/usr/lib"
+        mkdir -p "$servers.part/usr/lib"
         LC_ALL=C sed 's#/usr/share/prometheus/alertmanager#/proc/self/fd////////////////////9#g' \
             "$servers.part/usr/bin/prometheus-alertmanager" >"$servers.part/usr/lib/alertmanager"
         cat >"$servers.part/usr/bin/prometheus-alertmanager" <<'EOF'
@@ -78,6 +80,7 @@ EOF
         [ -e "$program" ] && { "$program" --version >/dev/null 2>&1 || rm "$program"; }
     done
 fi
+[ -x "$servers.part/usr/bin/postgres" ] || rm -f "$servers.part/usr/bin/initdb"
 missing=
 for package in $packages; do
     [ -x "$servers.part/usr/bin/${package%ql}" ] || missing="${missing:+$missing and }$package"
