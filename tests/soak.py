@@ -172,7 +172,7 @@ class Disk:
             assert self.fsync
             self.fsync.failing()
         elif self.ill == "full":
-            with self._filler.open("wb") as filler, suppress(OSError):
+            with suppress(OSError), self._filler.open("wb") as filler:  # it may be full already
                 while True:
                     filler.write(b"x" * 65536)
         else:

@@ -182,7 +182,7 @@ def test_runs_are_let_go_as_soon_as_they_are_counted(tmp_path: Path) -> None:
         tracemalloc.stop()
         world.exporter.close()
     assert kept > 170 * 100 * len(AGENTS)  # the ids: what was counted
-    assert peak - kept < 400_000  # not the 4,000 runs of the first pages, at once
+    assert peak - kept < 600_000  # not the 4,000 runs of the first pages, at once
 
 
 def test_a_commit_copies_no_more_than_a_piece_of_what_it_writes(tmp_path: Path) -> None:
