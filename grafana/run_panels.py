@@ -1,18 +1,8 @@
 """Graphs of runs that more than one dashboard shows."""
 
 import queries as q
-from looks import (
-    NONE_ENDED,
-    STATUS_COLOURS,
-)
-from panels import (
-    BLUE,
-    At,
-    Json,
-    colours,
-    graph,
-    over_time,
-)
+from looks import NONE_ENDED, STATUS_COLOURS
+from panels import BLUE, At, Json, colours, graph, over_time
 
 
 def durations(key: int, at: At) -> Json:

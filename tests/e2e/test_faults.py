@@ -413,6 +413,13 @@ def test_another_program_that_took_the_file_keeps_what_it_writes(tmp_path: Path)
 # --- signals ---
 
 
+def ends_in_time(running: Exporter) -> None:
+    """SIGTERM ends it with exit code 0, and soon."""
+    began = time.monotonic()
+    assert running.stop(signal.SIGTERM, within=WITHIN * 3) == 0
+    assert time.monotonic() - began < WITHIN
+
+
 @pytest.mark.parametrize("discovers", [False, True], ids=["agents", "discovery"])
 def test_sigterm_in_the_middle_of_a_scrape_ends_in_time_and_what_was_read_is_counted(
     modus: SimulatedModus, tmp_path: Path, discovers: bool
@@ -437,9 +444,7 @@ def test_sigterm_in_the_middle_of_a_scrape_ends_in_time_and_what_was_read_is_cou
         if not discovers:
             wait_for("the other agent is read", lambda: sum(r.agent_id == WELL for r in modus.requests) == 3)
             time.sleep(0.2)
-        began = time.monotonic()
-        assert running.stop(signal.SIGTERM, within=WITHIN * 3) == 0
-        assert time.monotonic() - began < WITHIN
+        ends_in_time(running)
         release.set()
         scrape.exception(30)
     assert "Traceback" not in running.said()
@@ -457,9 +462,7 @@ def test_sigterm_while_the_disk_hangs_ends_in_time_and_says_what_is_not_durable(
     modus.start_run(WELL, lasts=0.0)
     headers = {"Accept": OPENMETRICS, "X-Prometheus-Scrape-Timeout-Seconds": "2"}
     assert completed(Scrape(get(f"{running.url}/metrics", headers))) == 3
-    began = time.monotonic()
-    assert running.stop(signal.SIGTERM, within=WITHIN * 3) == 0
-    assert time.monotonic() - began < WITHIN
+    ends_in_time(running)
     assert len(lines(running, "the disk does not answer")) == 1
     with exporter(tmp_path, "--config.file", str(file)) as running:
         assert completed(running.scrape()) == 4
@@ -474,9 +477,7 @@ def test_sigterm_while_the_disk_is_slow_ends_in_time_with_all_of_it_durable(
     modus.start_run(WELL, lasts=0.0)
     fsync.slow(2.8)  # the commit is in time, what follows it may not be
     assert completed(running.scrape()) == 4
-    began = time.monotonic()
-    assert running.stop(signal.SIGTERM, within=WITHIN * 3) == 0
-    assert time.monotonic() - began < WITHIN
+    ends_in_time(running)
     assert not lines(running, "the disk does not answer")
     with exporter(tmp_path, "--config.file", str(file)) as running:
         assert completed(running.scrape()) == 4

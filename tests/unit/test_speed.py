@@ -182,6 +182,7 @@ def test_runs_are_let_go_as_soon_as_they_are_counted(tmp_path: Path) -> None:
         tracemalloc.stop()
         world.exporter.close()
     assert kept > 170 * 100 * len(AGENTS)  # the ids: what was counted
+    assert kept < 340 * 100 * len(AGENTS)  # and no runs
     assert peak - kept < 600_000  # not the 4,000 runs of the first pages, at once
 
 
