@@ -57,10 +57,10 @@ def measure(agents: int) -> None:
     with running(agents, still=True) as (ledger, collector):
         committer: Any = SimpleNamespace(request=lambda: None)
         api: Any = SimpleNamespace(usage=answer)
-        reader = UsageReader(api, ledger, committer, UsageSettings("true"))
+        reader = UsageReader(api, ledger, committer, collector.beside, UsageSettings("true"))
         listed = [Agent(n) for n in range(1, agents + 1)]
         now = time.time() // HOUR * HOUR + 600
-        without = UsageReader(api, ledger, committer, UsageSettings())
+        without = UsageReader(api, ledger, committer, collector.beside, UsageSettings())
         first = cpu(lambda: reader.read(now, listed))
         ledger.commit()
         scrapes: dict[bool, list[float]] = {True: [], False: []}

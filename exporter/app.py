@@ -43,10 +43,10 @@ from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
 from exporter.runs.runlog import RunLog
 from exporter.runs.store import Database, Place
-from exporter.runs.threads import KeptThreads
 from exporter.runs.usagereader import UsageSettings
 from exporter.scalars import DatabaseUrl, Positive, Rate, Secret
 from exporter.tokens import TokenError, token_source
+from exporter.waits import Waits
 from exporter.web.messages import HTTPError, text
 from exporter.web.negotiation import Format
 
@@ -83,13 +83,14 @@ class App:
         self._protobuf = protobuf.Writer()
         self._others = ProcessCollector(registry=None), PlatformCollector(registry=None)
 
-    def metrics(self, timeout: float | None, form: Format) -> tuple[Hashable, Iterator[bytes]]:
+    def metrics(self, timeout: float | None, form: Format) -> Waits[tuple[Hashable, Iterator[bytes]]]:
         """The exposition in pieces, for a caller who waits `timeout` seconds (None: the default timeout).
 
         Before it a key: callers who get the same one may share the exposition.
         """
         agents = self.collector.within(timeout)
-        return agents.read(), self._written(agents, form)
+        key = yield from agents.reading()
+        return key, self._written(agents, form)
 
     def _written(self, agents: BoundCollector, form: Format) -> Iterator[bytes]:
         registry = CollectorRegistry()
@@ -125,9 +126,8 @@ class App:
 
     def greet(self) -> None:
         """Find out, beside all else, whether the API takes the token, and say it in the log."""
-        thread = KeptThreads(1, "greeting")
-        thread.submit(partial(greet, self._client, settings(self._config, self._shard).selection))
-        thread.close()  # it ends when that is done
+        work = partial(greet, self._client, settings(self._config, self._shard).selection)
+        self.collector.beside.submit(work)
 
     def contact(self) -> Contact:
         """Whether the API answers; may be called in any thread, and waits for nothing."""

@@ -91,9 +91,7 @@ class Caller(threading.Thread):
         self.report.shares.append(took / allowed)
         if took > allowed:
             self.report.beyond.append(took - allowed)
-        if took > allowed + SPARE and self.mortal:
-            self.report.answers["late of the mortal"] += 1  # it may have to do with few threads
-        elif took > allowed + SPARE:
+        if took > allowed + SPARE:
             self.report.late.append(
                 f"{self.port}, {time.monotonic() - BEGAN:.1f} s: timeout {told}: {status} after {took:.2f} s"
             )

@@ -217,7 +217,6 @@ class Seen:
     process: dict[tuple[str, ...], float] = field(default_factory=dict)  # those that begin with the process
     late: list[str] = field(default_factory=list)  # answers that came more than SPARE after their time
     incomplete: int = 0
-    slower: int = 0  # late answers while it has to do with few threads
 
 
 class Watched:
@@ -268,9 +267,6 @@ class Watched:
             return
         took = time.monotonic() - began
         seen.took.append(took)
-        if self.limit == "threads" and (answer.status_code == 503 or took > TIMEOUT + SPARE):
-            seen.slower += 1  # patient callers may hold all that there are
-            return
         if answer.status_code != 200:
             seen.problems.append(f"{answer.status_code} after {took:.2f} s: {answer.text[:100]}")
             return
@@ -507,8 +503,7 @@ def _told(world: World, seed: int, minutes: float) -> list[str]:
 
 def _scrapes(seen: Seen) -> str:
     took = _spread(seen.took)
-    odd = f"{seen.incomplete} incomplete, {seen.slower} late for want of threads"
-    return f"{len(seen.took)} scrapes of {TIMEOUT:g} s, {odd}, seconds: {took}"
+    return f"{len(seen.took)} scrapes of {TIMEOUT:g} s, {seen.incomplete} incomplete, seconds: {took}"
 
 
 def _health(report: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -77,7 +78,8 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    scrape=lambda timeout, form: [exposition(form)],
+    scrape=lambda timeout, form: [exposition(form)],  # may block: it has a thread
+    waits=None,  # what yields what it waits for, in place of `scrape` and `key`
     key=object,  # called for each scrape: none is the same as another
     failure=None,
     config=None,
@@ -94,11 +96,18 @@ def running(
         if failure:
             raise ValueError(failure)
 
+    def in_a_thread(*asked):
+        future, over = pool.submit(scrape, *asked), Future()
+        future.add_done_callback(lambda _: over.set_result(None))
+        yield over, 60.0
+        return key(), future.result(60)
+
+    pool = ThreadPoolExecutor(64)
     web_config = web_config or WebConfigFile(str(config) if config else None)
     reloads, places = Reloads(reload), Places()
     handler = application(
         site=Site.of(path, external_url, route_prefix),
-        scrape=lambda *asked: (key(), scrape(*asked)),
+        scrape=waits or in_a_thread,
         contact=lambda: contact,
         status=lambda: status,
         reloads=reloads,
@@ -115,6 +124,7 @@ def running(
     finally:
         site.server.stop()
         thread.join(20)
+        pool.shutdown(wait=False)
         assert not thread.is_alive()
 
 

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from exporter.metrics.exposition import describe, families
 from exporter.metrics.table import Snapshot
 from exporter.runs.state import USAGE_ID
+from exporter.waits import Waits, waited
 
 if TYPE_CHECKING:  # handed in
     from exporter.metrics.collector import RunsCollector
@@ -31,10 +32,10 @@ class BoundCollector(Collector):
         usage = shown is None or shown.usage.up is None or holds(USAGE_ID)
         return usage and (shown is None or all(holds(agent.id) for agent in shown.agents))
 
-    def read(self) -> Hashable:
+    def reading(self) -> Waits[Hashable]:
         """Wait for the scrape that `collect` shows; equal for all who may share what one of them is shown."""
-        scrape = self._scrape = self._collector.read(self._timeout)
-        return scrape if scrape.finished.is_set() and scrape.committed else self
+        scrape = self._scrape = yield from self._collector.reading(self._timeout)
+        return scrape if scrape.finished.done() and scrape.committed else self
 
     def describe(self) -> Iterable[Metric]:
         """The families without samples."""
@@ -42,8 +43,8 @@ class BoundCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The families of a scrape within that time; what follows it is timed for the next scrapes."""
-        scrape, self._scrape = self._scrape or self._collector.read(self._timeout), None
+        scrape, self._scrape = self._scrape or waited(self._collector.reading(self._timeout)), None
         began = time.monotonic()
         snapshot = self._shown = self._collector.snapshot(scrape)
         yield from families(snapshot)
-        self._collector.note_tail(time.monotonic() - began, len(snapshot.agents))
+        self._collector.tail.note(time.monotonic() - began, len(snapshot.agents))

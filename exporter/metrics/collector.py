@@ -20,6 +20,7 @@ from exporter.metrics.settings import Settings
 from exporter.metrics.snapshot import agent_snapshot
 from exporter.metrics.status import Pass
 from exporter.metrics.table import Snapshot
+from exporter.metrics.tail import SPARE, Tail
 from exporter.metrics.usage import UsageSnapshot, usage_snapshot
 from exporter.modus.discovery import Target
 from exporter.modus.errors import ApiError
@@ -31,6 +32,7 @@ from exporter.runs.state import USAGE_ID
 from exporter.runs.targets import Targets
 from exporter.runs.threads import Committer, KeptThreads, any_cpu
 from exporter.runs.usagereader import UsageReader
+from exporter.waits import Waits, waited
 
 if TYPE_CHECKING:  # both are handed in
     from exporter.modus.client import ModusClient
@@ -38,10 +40,8 @@ if TYPE_CHECKING:  # both are handed in
 
 MAX_TIMEOUT = 300.0  # seconds a scrape may take, whatever a scraper says
 SAME_CLOCK = 2.0  # seconds: the API tells its time in whole ones, so that readings of one skew differ
-AGENT_TAIL = 0.0002  # seconds that an agent costs behind the reading, until that was timed
 TICK = 0.5  # seconds after which who waits looks again how much is to be kept free
 SHORTEST = 1.0  # seconds that a scraper must allow for what it misses to count as missed
-SPARE = 1.5  # times what was measured that is kept free
 RECONCILED = 20  # one agent in so many, at most, has a page of its lookback compared in a scrape
 
 log = logging.getLogger("exporter.metrics.collector")
@@ -78,12 +78,12 @@ class RunsCollector(Collector):
         self.newest: Pass | None = None  # to be looked at by people
         self._in_use: Sequence[Target] = ()  # as of the newest scrape that found out
         self._answered = False  # whether somebody saw all of the last scrape
-        self._tails: tuple[float, ...] = ()  # seconds per agent behind the reading, the newest few
+        self.tail = Tail()
         self._reading = threading.Lock()  # one pass, or one change of the settings, at a time
         self._closing = False
         self._leader = KeptThreads(1, "scrape")
+        self.beside = KeptThreads(1, "beside")  # for what no scrape waits for
         self._committer = Committer(ledger, monotonic)
-        self._usage = UsageReader(api, ledger, self._committer, settings.usage)
         self._use(api, settings)
 
     def describe(self) -> Iterable[Metric]:
@@ -99,10 +99,10 @@ class RunsCollector(Collector):
         return BoundCollector(self, timeout)
 
     def scrape(self, timeout: float | None) -> Snapshot:
-        """Everything to show: what `read` found out, as of now."""
-        return self.snapshot(self.read(timeout))
+        """Everything to show: what `reading` found out, as of now."""
+        return self.snapshot(waited(self.reading(timeout)))
 
-    def read(self, timeout: float | None) -> Scrape:
+    def reading(self, timeout: float | None) -> Waits[Scrape]:
         """Read all agents within `timeout` seconds less the offset and what follows the reading.
 
         Concurrent calls share one pass over the API, and so do those within `min_interval` of it; who has
@@ -113,19 +113,19 @@ class RunsCollector(Collector):
         caller = Deadline(allowed - offset, self._monotonic)
         patience = Deadline(allowed - offset + min(2 * STRAGGLER, offset / 2), self._monotonic)
         scrape = self._join(caller)
-        while (seconds := patience.left() - min(self._reserve(scrape), allowed / 2)) > 0:
-            if scrape.finished.wait(min(seconds, TICK)):
+        while not scrape.finished.done():
+            if (seconds := patience.left() - min(self._reserve(scrape), allowed / 2)) <= 0:
                 break
-        if not scrape.finished.is_set() and allowed >= SHORTEST:
+            yield scrape.finished, min(seconds, TICK)
+        if not scrape.finished.done() and allowed >= SHORTEST:
             self._errors.leave_out(scrape)
-        number = self._committer.request()
-        scrape.committed |= self._committer.wait(number, max(patience.left() - self._tail(scrape), 0.0))
+        commit = self._committer.request()
+        yield commit, max(patience.left() - self.tail.seconds(len(scrape.targets)), 0.0)
+        if commit.done():
+            scrape.committed = True
+        else:
+            self._committer.tell_if_slow()
         return scrape
-
-    def note_tail(self, seconds: float, agents: int) -> None:
-        """Note how long it took until the text of so many agents was written, for the scrapes to come."""
-        if agents:
-            self._tails = (*self._tails[-4:], seconds / agents)
 
     def reload(self, connect: Callable[[], "ModusClient"], settings: Settings) -> None:
         """Use what `connect` returns and other settings from the next scrape on; nothing counted is lost.
@@ -137,9 +137,8 @@ class RunsCollector(Collector):
             self._means.threads.close()
             self._ledger.lookback = settings.limits.lookback
             self._targets.close()
-            self._use(api, settings, self._targets)
             self._usage.close()
-            self._usage = UsageReader(api, self._ledger, self._committer, settings.usage, self._usage)
+            self._use(api, settings, self._targets, self._usage)
 
     def close(self, patience: float = 3.0) -> bool:
         """Cut a pass short, count what it read, read no more; whether that was committed in time."""
@@ -150,40 +149,41 @@ class RunsCollector(Collector):
         with self._reading:
             self._targets.close()
             self._usage.close()
-            for threads in (self._means.threads, self._leader):
+            for threads in (self._means.threads, self._leader, self.beside):
                 threads.close()
-        committed = self._committer.wait(self._committer.request(), patience)
-        self._committer.close()
-        return committed
+        return self._committer.close(patience)
 
-    def _use(self, api: "ModusClient", settings: Settings, earlier: Targets | None = None) -> None:
+    def _use(
+        self,
+        api: "ModusClient",
+        settings: Settings,
+        targets: Targets | None = None,
+        usage: UsageReader | None = None,
+    ) -> None:
         self._api = api
         self._settings = settings
         self._reader = AgentReader(api, settings.limits, asks_why=settings.run_log.which != "off")
         self._ledger.run_log = settings.run_log
         threads = KeptThreads(settings.concurrency, "read", any_cpu())
-        listing = settings.selection, threads, settings.default_timeout
-        self._targets = Targets(api, self._ledger, *listing, earlier)
         self._means = Means(self._ledger, self._committer, threads, settings.concurrency, {})
+        listing = settings.selection, threads, self.beside, settings.default_timeout
+        self._targets = Targets(api, self._ledger, *listing, targets)
+        self._usage = UsageReader(api, self._ledger, self._committer, self.beside, settings.usage, usage)
 
     # --- the scrape in flight ---
 
-    def _tail(self, scrape: Scrape) -> float:
-        """Seconds to keep free for what follows reading and commit: text and gzip."""
-        return max(self._tails, default=AGENT_TAIL) * len(scrape.targets) * SPARE
-
     def _reserve(self, scrape: Scrape) -> float:
         """Seconds to keep free for what follows the reading, the last piece of the commit included."""
-        return min(self._tail(scrape) + self._committer.took * SPARE, scrape.granted / 2)
+        return min(self.tail.seconds(len(scrape.targets)) + self._committer.took * SPARE, scrape.granted / 2)
 
     def _join(self, caller: Deadline) -> Scrape:
         """The scrape in flight, which gets this caller's time, or a new one."""
         with self._lock:
             scrape = self._scrape
-            if scrape and not scrape.finished.is_set() and not scrape.deadline.passed():
+            if scrape and not scrape.finished.done() and not scrape.deadline.passed():
                 scrape.extend(caller.left(), self._reserve(scrape))
                 return scrape
-            if scrape and scrape.finished.is_set() and self._serves(scrape, caller):
+            if scrape and scrape.finished.done() and self._serves(scrape, caller):
                 return scrape
             # an impatient caller leaves, the scrape goes on
             least = self._settings.default_timeout - self._settings.timeout_offset
@@ -218,7 +218,7 @@ class RunsCollector(Collector):
         except Exception as error:  # what was counted is shown, what was not is marked
             log.error("a scrape failed", extra=fields(error=str(ApiError.internal(error))))
         finally:
-            scrape.finished.set()
+            scrape.finished.set_result(None)
 
     def _settle(self, scrape: Scrape) -> None:
         """Take over what a pass found out."""
@@ -268,7 +268,7 @@ class RunsCollector(Collector):
             for target in scrape.targets or self._in_use
             if leases.holds(target.id)
         ]
-        finished = scrape.finished.is_set()
+        finished = scrape.finished.done()
         self._answered = self._answered or finished
         stats = self._api.stats()
         reload_successful, reloaded = self._reload_state()

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from exporter.deadline import Deadline
@@ -35,7 +36,7 @@ class Means:
 class Scrape:
     """The scrape in flight.
 
-    `deadline` may be extended while it runs. Once `finished` is set nothing changes any more: a request
+    `deadline` may be extended while it runs. Once it is `finished` nothing changes any more: a request
     that is still under way is cut off, and what it brings is thrown away.
     """
 
@@ -45,7 +46,7 @@ class Scrape:
         self.began = monotonic()
         self.targets: Sequence[Target] = ()
         self.readings: dict[int, Reading] = {}
-        self.finished = threading.Event()
+        self.finished: Future[None] = Future()
         self.committed = False  # whether somebody saw the commit of what was read end, well or not
         self._means: Means  # set when it is its turn: a reload before that brings others
         self._lock = threading.Lock()  # guards `readings` and `_over`

@@ -1,7 +1,7 @@
 """Which agents a scrape reads: they are listed beside scrapes, and the last list serves until then."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ class Targets:
         ledger: "Ledger",
         selection: Selection,
         threads: KeptThreads,
+        beside: KeptThreads,
         timeout: float,
         earlier: "Targets | None" = None,
     ) -> None:
@@ -44,11 +45,12 @@ class Targets:
         self._discovery = Discovery(selection.refresh_interval)
         self._refreshing = threading.Lock()
         self._earlier = earlier.found if earlier else None
-        self._beside = KeptThreads(1, "schedules")
+        self._beside = beside
         self._schedules = Schedules(selection.refresh_interval)
         if earlier:
             self._schedules.known = earlier._schedules.known
         self._patience = Deadline(0.0)  # of the reading of the schedules
+        self._closed = False
         self._planning = threading.Lock()
         self._any = False  # whether the newest scrape had an agent to read
 
@@ -104,8 +106,8 @@ class Targets:
                 if listed.wait(min(deadline.left(), TICK)):  # the deadline may be moved meanwhile
                     break
         if self._schedules.is_due(deadline.monotonic()) and self._planning.acquire(blocking=False):
-            self._patience = Deadline(PATIENCE, deadline.monotonic)
-            if not self._beside.submit(partial(self._plan, self._patience)):
+            begun = self._beside.submit(partial(self._plan, deadline.monotonic))
+            if not begun:
                 self._planning.release()
         found = self.found
         targets = selection.choose(self._last_known() if found is None else found, self._schedules.known)
@@ -114,9 +116,9 @@ class Targets:
 
     def close(self) -> None:
         """Cut off what is read beside the scrapes."""
+        self._closed = True
         self._schedules.stop()
         self._patience.end()
-        self._beside.close()
 
     def _refresh(self, deadline: Deadline, listed: threading.Event) -> None:
         def ask(token: str | None) -> AgentsPage:
@@ -128,7 +130,9 @@ class Targets:
             self._refreshing.release()
             listed.set()
 
-    def _plan(self, deadline: Deadline) -> None:
+    def _plan(self, monotonic: Callable[[], float]) -> None:
+        deadline = self._patience = Deadline(0.0 if self._closed else PATIENCE, monotonic)
+
         def ask(token: str | None, size: int) -> AgentsPage:
             return self._api.agents(deadline=deadline, page_token=token, page_size=size, with_variation=True)
 

@@ -1,5 +1,6 @@
 """Threads that are kept for later work, and a commit that holds nobody up longer than they can wait."""
 
+import concurrent.futures
 import logging
 import os
 import queue
@@ -7,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -80,42 +82,43 @@ class Committer:
         self._ledger = ledger
         self._monotonic = monotonic
         self._thread = KeptThreads(1, "commit")
-        self._changed = threading.Condition()
-        self._asked = self._done = 0
+        self._lock = threading.Lock()
+        self._asked: Future[None] | None = None  # the next commit, of what is recorded until it begins
         self._began: float | None = None  # of the piece that is under way
         self._failed = False  # the newest one, in a way that nobody foresaw
         self._told = False  # that commits hang
         self.took = 0.0  # seconds, the newest piece that was written
 
-    def request(self) -> int:
-        """Have all that was recorded so far committed; returns a number to wait for."""
-        with self._changed:
-            self._asked += 1
-            number, busy = self._asked, self._began is not None
+    def request(self) -> "Future[None]":
+        """Have all that was recorded so far committed; what is returned is done when it was, well or not."""
+        with self._lock:
+            asked = self._asked = self._asked or Future()
+            busy = self._began is not None
             if not busy:
                 self._began = self._monotonic()
         if not busy and not self._thread.submit(self._commit):
             self._commit()
-        return number
+        return asked
 
-    def wait(self, number: int, seconds: float) -> bool:
-        """Wait until that commit is over, well or not, no longer than `seconds`; False when it is not."""
-        with self._changed:
-            done = self._changed.wait_for(lambda: self._done >= number, seconds)
-            if not done and self._hangs and not self._told:
+    def tell_if_slow(self) -> None:
+        """Say once that a commit hangs, if it does: somebody could not wait for it any longer."""
+        with self._lock:
+            if self._hangs and not self._told:
                 self._told = True
                 log.error("the disk is slow: what is shown is as of the last commit that ended")
-        return done
 
     @property
     def up(self) -> bool:
         """Whether commits succeed, and no piece has been under way for longer than any should take."""
-        with self._changed:
+        with self._lock:
             return self._ledger.up and not self._failed and not self._hangs
 
-    def close(self) -> None:
-        """Let the thread end after the commit under way."""
+    def close(self, patience: float) -> bool:
+        """Commit the rest, and whether that was done in so many seconds; then the thread ends."""
+        commit = self.request()
+        concurrent.futures.wait([commit], patience)
         self._thread.close()
+        return commit.done()
 
     @property
     def _hangs(self) -> bool:
@@ -123,21 +126,18 @@ class Committer:
 
     def _commit(self) -> None:
         while True:
-            with self._changed:
-                asked = self._asked
+            with self._lock:
+                asked, self._asked = self._asked, None
+                if asked is None:
+                    self._began = None
+                    return
             while self._commit_piece():
                 pass
-            with self._changed:
-                self._done = asked
-                if self._asked == asked:
-                    self._began = None
-                self._changed.notify_all()
-                if self._began is None:
-                    return
+            asked.set_result(None)
 
     def _commit_piece(self) -> bool:
         """Commit a piece; returns whether there is more."""
-        with self._changed:
+        with self._lock:
             self._began = began = self._monotonic()
         more, failure = False, ""
         try:
@@ -145,7 +145,7 @@ class Committer:
         except Exception as error:  # who waits must not wait for ever
             failure = " ".join(f"{type(error).__name__}: {error}".split())
             log.error("a commit failed", extra=fields(error=failure))
-        with self._changed:
+        with self._lock:
             self._failed = bool(failure)
             self.took = self._monotonic() - began if more or failure else self.took
             if self._told and self._monotonic() - began <= SLOW:

@@ -44,7 +44,7 @@ class UsageSettings:
 
 
 class UsageReader:
-    """Reads the report into the ledger, in a thread of its own.
+    """Reads the report into the ledger, beside the scrapes.
 
     The first report takes the ledger's lookback of the past. What the `earlier` reader knew, before a reload,
     holds until the report is read anew.
@@ -55,13 +55,14 @@ class UsageReader:
         api: "ModusClient",
         ledger: "Ledger",
         committer: Committer,
+        beside: KeptThreads,
         settings: UsageSettings,
         earlier: "UsageReader | None" = None,
     ) -> None:
         self.last_read: float | None = None  # when all of a report was read, by our clock
         self._api, self._ledger, self._committer = api, ledger, committer
         self._settings = settings
-        self._thread = KeptThreads(1, "usage") if settings.is_on else None
+        self._beside = beside
         self._busy = threading.Lock()
         self._deadline = Deadline(0.0)
         self._next = -float("inf")  # monotonic seconds
@@ -88,20 +89,18 @@ class UsageReader:
         `agents` are those that are listed, to be matched by id, slug or name; None while that is unknown.
         """
         monotonic = self._deadline.monotonic()
-        if not self._thread or agents is None or monotonic < self._next:
+        if not self._settings.is_on or agents is None or monotonic < self._next:
             return
         if self._closed or not self._busy.acquire(blocking=False):
             return
         self._next = monotonic + self._settings.refresh_interval
-        if not self._thread.submit(lambda: self._work(now, agents)):
+        if not self._beside.submit(lambda: self._work(now, agents)):
             self._busy.release()
 
     def close(self) -> None:
         """Cut off what is being read."""
         self._closed = True
         self._deadline.end()
-        if self._thread:
-            self._thread.close()
 
     def _work(self, now: float, agents: Sequence[Agent]) -> None:
         try:
@@ -114,7 +113,7 @@ class UsageReader:
         find, in_use = finder_of(agents), {str(agent.id) for agent in agents}
         hour = int(now // HOUR) * HOUR
         failure = None
-        self._deadline = Deadline(PATIENCE)
+        self._deadline = Deadline(0.0 if self._closed else PATIENCE)
         try:
             for grouping in GROUPINGS:
                 self._read_grouping(grouping, hour, find, in_use)

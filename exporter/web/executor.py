@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
+from exporter.waits import Waits
 from exporter.web.messages import too_busy
 
 T = TypeVar("T")
@@ -37,6 +39,21 @@ class BoundedExecutor:
         with contextlib.suppress(RuntimeError):  # no new thread: it is in the queue all the same
             self._pool.submit(_work, work, result)
         return await asyncio.wrap_future(result)
+
+    async def run_waits(self, waits: Waits[T]) -> T:
+        """Likewise of `waits`, which has a thread for its steps only, and none while it waits."""
+        ended: list[T] = []
+
+        def steps() -> Waits[None]:
+            ended.append((yield from waits))
+
+        step, before = partial(next, steps(), None), None
+        while wait := await self.run(step):
+            future, seconds = wait
+            if future is not before:
+                before, done = future, asyncio.wrap_future(future)
+            await asyncio.wait({done}, timeout=seconds)
+        return ended[0]
 
     def close(self) -> None:
         """Take no more calls; those at work are not waited for."""

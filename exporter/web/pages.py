@@ -143,8 +143,8 @@ def serve(
     A scrape may be at work still, in a thread that only `os._exit` does not wait for.
 
     `scrape` gets the scraper's timeout in seconds, 300 at most, or None, and the format to answer in; it
-    gives a key, equal for scrapes that may share their bytes, and the exposition in pieces. It is called in
-    several threads at once: the first piece is awaited there, all others are taken in another one. `reload`
+    gives a key, equal for scrapes that may share their bytes, and the exposition in pieces, which are taken
+    in another thread; while it waits for what it yields it has none. `reload`
     (SIGHUP, and POST /-/reload with `enable_lifecycle`) raises with a one-line message when it fails, and is
     called by one thread at a time.
     `contact` tells whether the API answers, at once; `status` what there is to see, in another thread.

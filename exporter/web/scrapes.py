@@ -9,15 +9,16 @@ same, as those of two servers that ask at once, share the text and its compressi
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
+from exporter.waits import Waits
 from exporter.web.executor import BoundedExecutor
 from exporter.web.messages import too_busy
 from exporter.web.negotiation import Format
 
-# timeout, format -> a key, equal for scrapes that are the same, and the exposition
-Scrape = Callable[[float | None, Format], tuple[Hashable, Iterable[bytes]]]
+Exposition = tuple[Hashable, Iterable[bytes]]  # a key, equal for scrapes that are the same, and the pieces
+Scrape = Callable[[float | None, Format], Waits[Exposition]]  # of a timeout in seconds
 
 MAX_SCRAPES = 32  # under way at once; as many more wait for a place
 MAX_ALIKE = 4  # of the same kind
@@ -47,13 +48,13 @@ class _Flight:
 
 
 class Scrapes:
-    """Calls `scrape` in threads: one waits for the first piece, another takes the rest."""
+    """Scrapes that wait for the API hold no thread; what they found is turned into text in a few."""
 
     def __init__(self, scrape: Scrape, room: Callable[[], Awaitable[None]]) -> None:
         self._scrape = scrape
         self._room = room  # waits until the memory for one more text may be taken
         self._writers = asyncio.Semaphore(MAX_WRITING)
-        self._reading = BoundedExecutor("scrape", MAX_SCRAPES, waiting=MAX_SCRAPES)
+        self._steps = BoundedExecutor("scrape", 1, waiting=MAX_SCRAPES)
         self._writing = BoundedExecutor("write", MAX_WRITING, waiting=MAX_SCRAPES)
         self._under_way: list[_Flight] = []
         self._waiting: list[_Flight] = []
@@ -106,29 +107,27 @@ class Scrapes:
     async def _exposition(self, flight: _Flight) -> bytes:
         kind, now = flight.kind, asyncio.get_running_loop().time
 
-        def read() -> tuple[Hashable, bytes, Iterator[bytes]]:
+        def read() -> Waits[Exposition]:
             timeout = None if kind.timeout is None else kind.timeout - (now() - flight.asked)
             if timeout is not None and timeout <= 0:
                 raise too_busy()
-            key, exposition = self._scrape(timeout, kind.form)
-            pieces = iter(exposition)
-            return key, next(pieces, b""), pieces
+            return (yield from self._scrape(timeout, kind.form))
 
-        key, first, rest = await self._reading.run(read)
+        key, pieces = await self._steps.run_waits(read())
         same = key, kind.form, kind.zipped
         if same not in self._texts:
-            self._texts[same] = asyncio.ensure_future(self._write(first, rest, kind.zipped))
+            self._texts[same] = asyncio.ensure_future(self._write(pieces, kind.zipped))
             self._texts[same].add_done_callback(lambda _: self._texts.pop(same))
         return await asyncio.shield(self._texts[same])
 
-    async def _write(self, first: bytes, rest: Iterator[bytes], zipped: bool) -> bytes:
+    async def _write(self, pieces: Iterable[bytes], zipped: bool) -> bytes:
         async with self._writers:
             await self._room()
-            return await self._writing.run(lambda: _written(first, rest, zipped))
+            return await self._writing.run(lambda: _written(pieces, zipped))
 
 
-def _written(first: bytes, rest: Iterator[bytes], zipped: bool) -> bytes:
+def _written(pieces: Iterable[bytes], zipped: bool) -> bytes:
     if not zipped:
-        return b"".join((first, *rest))
+        return b"".join(pieces)
     packer = zlib.compressobj(level=1, wbits=31)  # 31: in gzip's format; the whole text is never in memory
-    return b"".join((packer.compress(first), *map(packer.compress, rest), packer.flush()))
+    return b"".join((*map(packer.compress, pieces), packer.flush()))

@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -252,6 +253,24 @@ def test_threads_that_the_system_refuses_make_it_slower_and_nothing_else(tmp_pat
         with open(f"/proc/{running.popen.pid}/status") as status:
             assert int(status.read().partition("Threads:")[2].split()[0]) < 20  # and not 40
         requests.get(f"{running.url}/-/healthy", timeout=HANG).raise_for_status()
+
+
+def test_patient_scrapers_of_an_api_that_hangs_hold_up_no_other_though_threads_are_few(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    over = threading.Event()
+    modus.fault = lambda request: over.wait(HANG) and None  # type: ignore[func-returns-value]
+    env = few_threads(tmp_path / "few", 12, ROOT)
+    with (
+        exporter(tmp_path, "--config.file", str(config(tmp_path, modus.url, ILL, WELL)), env=env) as running,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        patient = [pool.submit(ask, running, 100 + number) for number in range(8)]
+        for _ in range(3):
+            assert up(in_time(running, 2), ILL) == 0
+        assert not any(each.done() for each in patient)
+        over.set()
+        assert all(up(Scrape(each.result(HANG).text), WELL) == 1 for each in patient)
 
 
 # --- many agents ---

@@ -20,6 +20,7 @@ from exporter.runs.ledger import Ledger
 from exporter.runs.sqlite import StateFile
 from exporter.runs.state import Meta
 from exporter.runs.store import Change
+from exporter.runs.threads import KeptThreads
 from exporter.runs.usagereader import UsageReader, UsageSettings
 from tests.simulation import BOUNDS, DAY, Clock, DirectApi
 
@@ -51,7 +52,7 @@ class World:
         api = DirectApi(self.modus)
         api.before = self.before_an_answer
         committer: Any = SimpleNamespace(request=self.commit)
-        self.reader = UsageReader(api, self.ledger, committer, UsageSettings())  # type: ignore[arg-type]
+        self.reader = UsageReader(api, self.ledger, committer, KeptThreads(1, "beside"), UsageSettings())  # type: ignore[arg-type]
         self.answers = 0
 
     def before_an_answer(self) -> None:

@@ -26,7 +26,7 @@ from exporter.modus.model import LONGEST_LABEL, AgentsPage, RunsPage
 from exporter.modus.routes import LOOK_AGAIN
 from exporter.runs.ledger import Ledger
 from exporter.runs.scrape import STRAGGLER
-from exporter.turn import TURN
+from exporter.waits import waited
 from tests.e2e.harness import wait_for
 from tests.simulation import BOUNDS, ILL, START, WELL, Clock, DirectApi, finished, settings
 
@@ -337,8 +337,7 @@ class Gates(DirectApi):
     def runs(self, agent_id: int, **query: Any) -> RunsPage:
         if gate := self.gates.get(agent_id):
             self.waiting.append(agent_id)
-            with TURN.waiting():
-                gate.wait(HANG)
+            gate.wait(HANG)
         return super().runs(agent_id, **query)
 
     def agents(self, **query: Any) -> AgentsPage:
@@ -518,8 +517,8 @@ def test_a_result_that_a_short_deadline_cut_is_not_served_again_to_who_has_more_
     gate = gates.gates[ILL] = threading.Event()
     chosen = parallel(settings(ILL, WELL), default_timeout=0.5, min_interval=60.0)
     collector, _ = direct(gates.modus, chosen, api=gates)
-    cut = collector.read(0.5)
-    assert cut.finished.wait(HANG)
+    cut = waited(collector.reading(0.5))
+    cut.finished.result(HANG)
     assert not collector.snapshot(cut).complete
     gate.set()
     assert collector.scrape(HANG).complete
@@ -840,12 +839,13 @@ def test_who_is_shown_the_same_scrape_has_the_same_key_and_who_leaves_earlier_ha
     within = exporter.collector.within
     try:
         modus.fault = lambda request: hung(release) if request.agent_id == ILL else None
-        patient = in_background(lambda: within(HANG).read())
-        early = within(0.5).read()
-        assert early != within(0.5).read()  # neither has seen the end of it
+        patient = in_background(lambda: waited(within(HANG).reading()))
+        early = waited(within(0.5).reading())
+        assert early != waited(within(0.5).reading())  # neither has seen the end of it
         modus.fault = None
         release.set()
-        assert early != patient.result(HANG) == within(HANG).read() == within(2 * HANG).read()
+        late = [waited(within(seconds).reading()) for seconds in (HANG, 2 * HANG)]
+        assert early != patient.result(HANG) == late[0] == late[1]
     finally:
         release.set()
         exporter.close()

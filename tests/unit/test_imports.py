@@ -11,7 +11,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "exporter"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FOR_ALL = {"config", "deadline", "histogram", "log", "scalars", "turn", "tokens", "watch", "yamlfile"}
+FOR_ALL = {
+    "config",
+    "deadline",
+    "histogram",
+    "log",
+    "scalars",
+    "turn",
+    "tokens",
+    "waits",
+    "watch",
+    "yamlfile",
+}
 # a folder imports those below it, and files of its own
 BELOW = {
     "web": {"metrics", "runs", "modus"},

@@ -22,6 +22,7 @@ from exporter.runs.state import SCHEMA_VERSION, Watermark
 from exporter.runs.state import State as Stored
 from exporter.runs.store import Database, Leases, LedgerError, Place, read_state
 from exporter.scalars import DatabaseUrl, Secret
+from exporter.waits import waited
 from exporter.web.messages import HTTPError
 from tests.e2e.harness import wait_for
 from tests.postgres import PASSWORD, Postgres
@@ -348,9 +349,9 @@ def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Po
         state=State(url=DatabaseUrl(server.url)),
     )
     with closing(App(lambda: config, shard=(0, 1), reset_histogram=False)) as app:
-        _, pieces = app.metrics(10.0, "text")
+        _, pieces = waited(app.metrics(10.0, "text"))
         assert b'modus_agent_up{agent_id="7"} 1' in b"".join(pieces)
-        _, pieces = app.metrics(10.0, "text")
+        _, pieces = waited(app.metrics(10.0, "text"))
         next(pieces)
         leases = abandon(app._ledger)
         leases._until = 0.0

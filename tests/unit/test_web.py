@@ -6,9 +6,11 @@ import gzip
 import logging
 import os
 import re
+import select
 import socket
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -196,14 +198,16 @@ def test_scrapes_one_after_the_other_come_from_one_thread():
     """Each new thread would leave memory behind that nobody else uses."""
     threads = []
 
-    def scrape(timeout, form):
+    def waits(timeout, form):
         threads.append(threading.current_thread())
-        return []
+        yield Future(), 0.01
+        threads.append(threading.current_thread())
+        return object(), []
 
-    with running(scrape=scrape) as site:
+    with running(waits=waits) as site:
         for _ in range(3):
             site.get("/metrics")
-    assert threads == threads[:1] * 3
+    assert threads == threads[:1] * 6
 
 
 def test_a_failing_scrape_is_a_500_and_one_line_in_the_log(caplog):
@@ -568,26 +572,28 @@ def test_a_burst_of_0_allows_nothing_as_in_the_toolkit():
 
 
 def test_a_thread_that_the_system_refuses_makes_it_slower_and_nothing_else(monkeypatch):
-    entered, release = threading.Semaphore(0), threading.Event()
+    release = Future()
 
-    def scrape(timeout, form):
-        entered.release()
-        release.wait(20)
-        return [exposition(form)]
+    def waits(timeout, form):
+        if timeout is None:
+            yield release, 20.0
+        return object(), [exposition(form)]
 
     def refused(thread):
         raise RuntimeError("can't start new thread")
 
     with (
-        running(scrape=scrape) as site,
+        running(waits=waits) as site,
         contextlib.ExitStack() as stack,
         monkeypatch.context() as patched,
     ):
         patched.setattr(threading.Thread, "start", refused)
-        clients = [stack.enter_context(site.connect()) for _ in range(3)]
-        for sock in clients:
+        patient = [stack.enter_context(site.connect()) for _ in range(3)]
+        for sock in patient:
             sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert entered.acquire(timeout=10)
+        for number in range(5):  # who waits holds no thread: the others have what there is
+            assert site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds=str(9 + number)).status == 200
         assert site.get("/-/healthy").status == 200
-        release.set()
-        assert all(sock.recv(100).startswith(b"HTTP/1.1 200 ") for sock in clients)
+        assert not select.select(patient, [], [], 0)[0]
+        release.set_result(None)
+        assert all(sock.recv(100).startswith(b"HTTP/1.1 200 ") for sock in patient)

@@ -167,6 +167,9 @@ def test_scrapes_that_are_the_same_share_the_text_and_its_compression(same, text
 
     def scrape(timeout, form):
         read.append(timeout)
+        return pieces(timeout)
+
+    def pieces(timeout):
         yield b"# first\n"
         written.append(timeout)
         release.wait(20)
@@ -269,6 +272,7 @@ def test_an_answer_that_many_read_slowly_is_held_once(monkeypatch, held):
     ):
         crowd = [asks(site, stack, 100) for _ in range(10)]
         awaited(lambda: entered)
+        assert site.get("/-/healthy").status == 200  # all of the crowd have been heard
         release.set()
         assert all(sock.recv(100).startswith(b"HTTP/1.1 200 ") for sock in crowd)
         assert len(entered) == 2
