@@ -239,7 +239,6 @@ class Watched:
     def start(self, limit: str = "") -> None:
         """Start it, with few `threads` or `descriptors` where that is the limit."""
         env, prefix = dict(self.disk.env), tuple[str, ...]()
-        self.limit = limit
         if limit == "threads":
             env |= few_threads(self.directory / "few", 12, ROOT)
         if limit == "descriptors":
