@@ -37,6 +37,8 @@ def flags(arguments: list[str]) -> set[str]:
     ("service", "source", "target"),
     [
         ("exporter", "config.yaml", "/etc/modus-exporter/config.yaml"),
+        ("member-1", "deploy/compose/member.yaml", "/etc/modus-exporter/config.yaml"),
+        ("member-2", "deploy/compose/member.yaml", "/etc/modus-exporter/config.yaml"),
         ("prometheus", "prometheus/prometheus.yml", "/etc/modus/prometheus.yml"),
         ("prometheus", "prometheus/rules", "/etc/modus/rules"),
         ("alertmanager", "prometheus/alertmanager.yml", "/etc/modus/alertmanager.yml"),
@@ -174,12 +176,10 @@ def test_every_service_of_the_compose_stack_has_a_health_check(service: str) -> 
     assert "healthcheck" in COMPOSE[service] or (service in OURS and "\nHEALTHCHECK" in DOCKERFILE)
 
 
-def test_the_profile_ha_has_exporters_that_share_a_database_and_a_job_for_them(tmp_path: Path) -> None:
+def test_the_profile_ha_has_exporters_that_share_a_database_and_a_job_for_them() -> None:
     ha = {name for name, service in COMPOSE.items() if service.get("profiles") == ["ha"]}
     assert ha == {"member-1", "member-2", "api", "database"}
-    text = yaml.safe_load((ROOT / "compose.yaml").read_text())["configs"]["member"]["content"]
-    (tmp_path / "config.yaml").write_text(text)
-    state = load(str(tmp_path / "config.yaml"), {}).state
+    state = load(str(ROOT / "deploy/compose/member.yaml"), {}).state
     assert state.url == "postgresql://modus@database/modus"
     password = COMPOSE["database"]["environment"]["POSTGRES_PASSWORD"]
     assert COMPOSE["member-1"]["environment"] == {"PGPASSWORD": password}
