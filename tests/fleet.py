@@ -3,13 +3,16 @@
 Three or four processes and a Prometheus, on one PostgreSQL and one simulated API whose runs start and end all
 the time. Members are killed, stopped, stood still for longer than a lease, added and taken away; the database
 restarts, crashes, hangs, and cuts connections. At every look all members are asked at once: no agent is shown
-by two, no total steps back, no agent is missing for longer than half a minute while the database is there. In
-the end the sum over all equals the API's list, and no series in Prometheus was reset. Exit code 0 or 1.
+but by its owner, of whom there is one, no total steps back, no agent is missing for longer than half a minute
+while the database is there. In the end the sum over all equals the API's list, and no series in Prometheus
+was reset. Exit code 0 or 1.
 """
 
 import argparse
+import math
 import random
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import requests
@@ -26,7 +30,8 @@ import yaml
 
 from exporter.demo.simulator import SimulatedModus
 from exporter.runs.leases import TERM, TICK
-from tests.e2e.harness import Exporter, Prometheus, Scrape, config, wait_for
+from exporter.runs.state import USAGE_ID
+from tests.e2e.harness import OPENMETRICS, Exporter, Prometheus, Scrape, config, wait_for
 from tests.postgres import Postgres
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +43,14 @@ TAKEN_OVER = TERM + 3 * TICK  # seconds after which others have what a member do
 TOTAL = "modus_agent_runs_finished_total"
 SUM = (
     f"sum(max_over_time({TOTAL}[2m]))"  # a busy machine misses scrapes, which makes series stale for a moment
+)
+# the database itself notes who had which lease from when on
+HISTORY = (
+    "CREATE TABLE history (agent_id bigint, owner text, since double precision)",
+    "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO history SELECT "
+    "NEW.agent_id, (SELECT name FROM modus_member WHERE id = NEW.owner), "
+    "extract(epoch FROM clock_timestamp()); RETURN NULL; END $$",
+    "CREATE TRIGGER note AFTER UPDATE OF owner ON modus_lease FOR EACH ROW EXECUTE FUNCTION note()",
 )
 MISTAKES = ("Traceback", "a scrape failed", "a thread's work failed", "a commit failed", "internal")
 
@@ -62,56 +75,108 @@ class World:
 
 
 @dataclass
+class Answer:
+    """What one member answered, and between which instants it made that: Unix seconds."""
+
+    member: str  # as the database calls it
+    scrape: Scrape
+    asked: float
+    received: float
+
+    def shown(self) -> dict[int, float]:
+        """The agents in it, and from when on it was made, as far as is known."""
+        read = {
+            int(sample.labels["agent_id"]): sample.value
+            for sample in self.scrape.all("modus_agent_last_read_timestamp_seconds")
+        }
+        agents = [int(sample.labels["agent_id"]) for sample in self.scrape.all("modus_agent_up")]
+        agents += [USAGE_ID] * bool(self.scrape.all("modus_usage_up"))
+        return {agent_id: max(self.asked, read.get(agent_id, 0.0)) for agent_id in agents}
+
+
+class Owners:
+    """Who had which agent when, as the database noted it."""
+
+    def __init__(self, rows: list[tuple[object, ...]]) -> None:
+        self._by_agent: dict[int, list[tuple[float, str | None]]] = {}
+        for agent_id, owner, since in rows:
+            self._by_agent.setdefault(int(agent_id), []).append((float(since), owner))  # type: ignore[call-overload,arg-type]
+
+    def had(self, member: str, agent_id: int, since: float, until: float) -> bool:
+        """Whether the agent was the member's at any moment between these."""
+        noted = [*self._by_agent.get(agent_id, []), (math.inf, None)]
+        return any(
+            owner == member and began <= until and ended >= since
+            for (began, owner), (ended, _) in pairwise(noted)
+        )
+
+    @property
+    def handovers(self) -> int:
+        """How often an agent came to another member than the one before."""
+        owners = [[owner for _, owner in noted if owner] for noted in self._by_agent.values()]
+        return sum(one != other for each in owners for one, other in pairwise(each))
+
+
+@dataclass
 class Seen:
     """What the members showed so far, and what was wrong with it."""
 
     totals: dict[int, Counter[str]] = field(default_factory=dict)
     last: dict[int, float] = field(default_factory=dict)  # when an agent was shown
-    owner: dict[int, str] = field(default_factory=dict)
+    shown: list[tuple[str, int, float, float]] = field(
+        default_factory=list
+    )  # by whom, which agent, since, until
     problems: list[str] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
-    handovers: int = 0
-    usage: str | None = None  # who shows what the whole organisation used
+    usage: bool = False  # whether somebody shows what the whole organisation used
     looks: int = 0
+    began: float = field(default_factory=time.time)
 
-    def note(self, shown: dict[str, Scrape], *, excused: bool, seconds: float) -> None:
-        """Take over one look at all members, which took so long; `excused`: the database was not there.
+    def problem(self, text: str) -> None:
+        self.problems.append(f"{time.time() - self.began:.1f} s: {text}")
 
-        An agent that is given back is free a tick later: in a look that is slower it may be met twice.
-        """
-        now, owners = time.monotonic(), dict[int, str]()
+    def note(self, answers: list[Answer], *, excused: bool) -> None:
+        """Take over one look at all members; `excused`: the database was not there."""
+        now, all_shown = time.monotonic(), set[int]()
         self.looks += 1
-        usage = [member for member, scrape in shown.items() if scrape.all("modus_usage_up")]
-        at_once = seconds < TICK
-        if len(usage) > 1 and at_once:
-            self.problems.append(f"the usage is shown by {usage}")
-        self.usage = usage[0] if usage else None
-        for member, scrape in shown.items():
-            agents = {int(sample.labels["agent_id"]) for sample in scrape.all("modus_agent_up")}
-            for agent_id in agents:
-                if agent_id in owners and at_once:
-                    self.problems.append(f"agent {agent_id} is shown by {member} and {owners[agent_id]}")
-                owners[agent_id] = member
-                self._note_totals(agent_id, Counter(scrape.finished(agent_id)))
+        for answer in sorted(answers, key=lambda answer: answer.received):
+            for agent_id, since in answer.shown().items():
+                all_shown.add(agent_id)
+                self.shown.append((answer.member, agent_id, since, answer.received))
+                if agent_id != USAGE_ID:
+                    self._note_totals(agent_id, Counter(answer.scrape.finished(agent_id)))
+        self.usage = USAGE_ID in all_shown
         for agent_id in AGENTS:
             gap = now - self.last.setdefault(agent_id, now)
-            if agent_id in owners:
+            if agent_id in all_shown:
                 self.last[agent_id] = now
                 if gap > 2 * LOOK:
                     self.gaps.append(gap)
-                self.handovers += self.owner.get(agent_id, owners[agent_id]) != owners[agent_id]
-                self.owner[agent_id] = owners[agent_id]
             elif excused:
                 self.last[agent_id] = now
             elif gap > GONE:
-                self.problems.append(f"agent {agent_id} is shown by nobody for {gap:.0f} s")
+                self.problem(f"agent {agent_id} is shown by nobody for {gap:.0f} s")
                 self.last[agent_id] = now
+
+    def judge(self, owners: Owners) -> None:
+        """Find what was shown by members whose it was not while they made that."""
+        for member, agent_id, since, until in self.shown:
+            if not owners.had(member, agent_id, since, until):
+                self.problems.append(
+                    f"{since - self.began:.1f} to {until - self.began:.1f} s: agent {agent_id} "
+                    f"is shown by {member}, whose it was not"
+                )
 
     def _note_totals(self, agent_id: int, totals: Counter[str]) -> None:
         before = self.totals.get(agent_id, Counter())
         if totals and not totals >= before:
-            self.problems.append(f"agent {agent_id} stepped back: {dict(before)} -> {dict(totals)}")
+            self.problem(f"agent {agent_id} stepped back: {dict(before)} -> {dict(totals)}")
         self.totals[agent_id] = totals | before
+
+
+def _name(member: Exporter) -> str:
+    """As the member calls itself in the database."""
+    return f"{socket.gethostname()}:{member.popen.pid}"
 
 
 class Team:
@@ -122,6 +187,7 @@ class Team:
         self.server = Postgres()
         stack.callback(self.server.close)
         self.excused_until = 0.0
+        self.handovers = 0  # known at the end
         self.members: dict[str, Exporter] = {}
         stack.callback(lambda: [member.kill() for member in self.members.values()])
         self._ports: dict[str, str] = {}
@@ -138,6 +204,8 @@ class Team:
         )
         for number in range(members):
             self.start(f"member-{number}")
+        for statement in HISTORY:  # no agent is leased before somebody asks
+            self.server.do(statement)
         self.prometheus = Prometheus(directory, self._prometheus_file())
         stack.callback(self.prometheus.kill)
         self._still: set[str] = set()
@@ -172,7 +240,7 @@ class Team:
             member = self.members.pop(name)
         for line in member.said().splitlines():
             if any(mistake in line for mistake in MISTAKES):
-                self.seen.problems.append(f"in the log: {line[:300]}")
+                self.seen.problem(f"in the log: {line[:300]}")
         return member
 
     def _live(self) -> None:
@@ -182,16 +250,15 @@ class Team:
     def _look(self) -> None:
         while not self._over.wait(LOOK):
             with self._lock, ThreadPoolExecutor(len(self.members) or 1) as pool:
-                began = time.monotonic()
-                moving = self.members.keys() - self._still
-                asked = {name: pool.submit(self._ask, self.members[name]) for name in moving}
-                shown = {name: found for name, answer in asked.items() if (found := answer.result())}
-                now = time.monotonic()
-                self.seen.note(shown, excused=now < self.excused_until, seconds=now - began)
+                moving = [member for name, member in self.members.items() if name not in self._still]
+                answers = [answer for answer in pool.map(self._ask, moving) if answer]
+                self.seen.note(answers, excused=time.monotonic() < self.excused_until)
 
-    def _ask(self, member: Exporter) -> Scrape | None:
+    def _ask(self, member: Exporter) -> Answer | None:
+        asked = time.time()
         with suppress(requests.RequestException):
-            return Scrape(member.exposition(timeout=3))
+            text = member.exposition(timeout=3)
+            return Answer(_name(member), Scrape(text), asked, time.time())
         return None  # it stands still, or has just been killed
 
     # --- what happens ---
@@ -203,18 +270,20 @@ class Team:
     def stop(self, name: str) -> None:
         code = self.remove(name).stop()
         if code:
-            self.seen.problems.append(f"{name} ended with exit code {code}")
+            self.seen.problem(f"{name} ended with exit code {code}")
 
     def stand_still(self, name: str, seconds: float) -> None:
         """For longer than a lease; an answer that was under way then must show nothing that others have."""
-        member, answers = self.members[name], list[tuple[float, str]]()
+        member, answers = self.members[name], list[Answer]()
 
         def ask() -> None:
             with suppress(requests.RequestException), requests.Session() as session:
                 session.trust_env = False
+                session.headers["Accept"] = OPENMETRICS
                 answer = session.get(f"{member.url}/metrics", timeout=seconds + 20, stream=True)
-                began = time.monotonic()
-                answers.append((began, answer.text))
+                answer.raise_for_status()
+                began = time.time()
+                answers.append(Answer(_name(member), Scrape(answer.text), began, time.time()))
 
         self._still.add(name)
         asking = [threading.Thread(target=ask) for _ in range(5)]
@@ -223,14 +292,16 @@ class Team:
             time.sleep(0.01)  # at whatever point of its work it is
         member.popen.send_signal(signal.SIGSTOP)
         time.sleep(seconds)
-        woken = time.monotonic()
+        woken = time.time()
         member.popen.send_signal(signal.SIGCONT)
         for thread in asking:
             thread.join()
         self._still.discard(name)
-        late = [text for began, text in answers if began > woken]
-        if seconds >= TAKEN_OVER and any("modus_agent_up{" in text for text in late):
-            self.seen.problems.append(f"{name} shows agents after it stood still")
+        for answer in answers:
+            if answer.asked > woken:  # it was made after that, whenever the agents were read
+                self.seen.shown += [
+                    (answer.member, agent_id, woken, answer.received) for agent_id in answer.shown()
+                ]
 
     def outage(self, number: int, seconds: float) -> None:
         """The database ends as on this signal, and is back later."""
@@ -259,10 +330,9 @@ class Team:
         wait_for("all runs ended", lambda: not any(runs["running"] for runs in ended().values()))
 
         def counted() -> bool:
-            began = time.monotonic()
-            shown = {name: found for name, each in self.members.items() if (found := self._ask(each))}
-            self.seen.note(shown, excused=False, seconds=time.monotonic() - began)
-            return self.seen.totals == self.world.ended() and self.seen.usage is not None
+            answers = [answer for each in self.members.values() if (answer := self._ask(each))]
+            self.seen.note(answers, excused=False)
+            return self.seen.totals == self.world.ended() and self.seen.usage
 
         try:
             wait_for("the sum over all is the API's list", counted)
@@ -272,17 +342,20 @@ class Team:
                 for id_, ended in self.world.ended().items()
                 if self.seen.totals.get(id_) != ended
             }
-            self.seen.problems.append(f"{error}: shown and listed: {wrong}")
+            self.seen.problem(f"{error}: shown and listed: {wrong}")
+        owners = Owners(self.server.ask("SELECT agent_id, owner, since FROM history ORDER BY since"))
+        self.handovers = owners.handovers
+        self.seen.judge(owners)
         listed = sum(len(modus.runs(agent_id)) for agent_id in AGENTS)
         try:
             wait_for("Prometheus has them all", lambda: self.prometheus.number(SUM) == listed, 30)
         except AssertionError as error:
             has = self.prometheus.number(SUM)
-            self.seen.problems.append(f"{error}: it has {has}, the API lists {listed}")
+            self.seen.problem(f"{error}: it has {has}, the API lists {listed}")
         for series in self.prometheus.query(f"resets({TOTAL}[1h]) > 0"):
-            self.seen.problems.append(f"a series was reset in Prometheus: {series['metric']}")
+            self.seen.problem(f"a series was reset in Prometheus: {series['metric']}")
         for series in self.prometheus.query(f"count by (agent_id, status, trigger_type) ({TOTAL}) != 1"):
-            self.seen.problems.append(f"more than one series: {series['metric']}")
+            self.seen.problem(f"more than one series: {series['metric']}")
         return self.seen.problems
 
 
@@ -330,7 +403,7 @@ def soak(minutes: float, seed: int, directory: Path) -> int:
         problems = team.verify()
         seen = team.seen
         runs = sum(sum(each.values()) for each in seen.totals.values())
-        print(f"{runs} runs, {seen.looks} looks, {seen.handovers} handovers, {sum(told.values())} events")  # noqa: T201
+        print(f"{runs} runs, {seen.looks} looks, {team.handovers} handovers, {sum(told.values())} events")  # noqa: T201
         gaps = sorted(seen.gaps) or [0.0]
         print(f"gaps: {len(gaps)}, median {gaps[len(gaps) // 2]:.1f} s, longest {gaps[-1]:.1f} s")  # noqa: T201
         for event, number in told.most_common():
