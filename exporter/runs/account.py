@@ -38,10 +38,11 @@ class Account:
     ledger's lock guards it.
     """
 
-    def __init__(self, agent_id: int, state: AgentState, counted: dict[str, float]) -> None:
+    def __init__(self, agent_id: int, state: AgentState, counted: dict[str, float], epoch: int = 0) -> None:
         self.agent_id = agent_id
         self.state = state
         self.counted = counted
+        self.epoch = epoch  # of the lease under which it was loaded
         self.shown = state.totals if state.base_read else None  # the first sample is the whole base
         self.told: set[tuple[str, str]] = set()  # series that were shown at 0, because they are new
         self.changed = False

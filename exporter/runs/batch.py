@@ -37,13 +37,14 @@ class Batch:
     def changes(self) -> Iterator[Change]:
         """What to write, an agent at a time as it is then."""
         for agent_id in self.removed:
-            yield Change(agent_id, None, [], [])
+            yield Change(agent_id, 0, None, [], [])
         for account in self.accounts:
             with self._lock:
                 counted = account.counted
                 self._outbox.take(account)
                 new = [(id_, counted[id_]) for id_ in account.new if id_ in counted]
-                change = Change(account.agent_id, msgspec.json.encode(account.state), new, account.gone)
+                state = msgspec.json.encode(account.state)
+                change = Change(account.agent_id, account.epoch, state, new, account.gone)
                 self._taken.append((account, account.new, account.gone, account.keep()))
                 account.changed, account.new, account.gone = False, [], []
             yield change

@@ -204,7 +204,7 @@ class Fleet:
                 tables.read_counted(cursor, piece)
             self._written |= {row.agent_id: row.written for row in piece if row.written}
             self._tenant.take(row.taken for row in piece)
-            self._epochs |= {row.agent_id: epochs[row.agent_id] for row in piece}
+            self._epochs |= {row.agent_id: row.epoch for row in piece}
             self.changes += len(piece)
 
     def _compare(self) -> None:

@@ -38,7 +38,7 @@ def run(source: Place, target: Place | None, out: TextIO) -> int:
 
 def _changes(state: State, agent_ids: list[int], *, with_usage: bool) -> Iterator[Change]:
     if state.usage and with_usage:  # the first of several shards reads it for all
-        yield Change(USAGE_ID, msgspec.json.encode(state.usage), [], [])
+        yield Change(USAGE_ID, 0, msgspec.json.encode(state.usage), [], [])
     for agent_id in agent_ids:
         ids = list(state.counted[agent_id].items())
-        yield Change(agent_id, msgspec.json.encode(state.agents[agent_id]), ids, [])
+        yield Change(agent_id, 0, msgspec.json.encode(state.agents[agent_id]), ids, [])

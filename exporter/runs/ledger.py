@@ -109,7 +109,7 @@ class Ledger:
             ended_after = self._started + reading.skew if self._only_new else None
             if account is None:
                 account = Account.open(agent_id, reading.now, self.lookback, ended_after, self.bounds)
-                self._accounts[agent_id] = account
+                account.epoch, self._accounts[agent_id] = epoch, account
             if account.moved:
                 account.moved, account.changed = False, True
                 account.state.ended_after = self._started + reading.skew
@@ -136,9 +136,9 @@ class Ledger:
     def take(self, agents: Iterable[Taken]) -> None:
         """Count and show these agents from now on."""
         with self._lock:
-            for agent_id, state, counted, same_buckets, marked in agents:
+            for agent_id, state, counted, same_buckets, marked, epoch in agents:
                 if isinstance(state, AgentState):
-                    account = self._accounts[agent_id] = Account(agent_id, state, counted)
+                    account = self._accounts[agent_id] = Account(agent_id, state, counted, epoch)
                     if not same_buckets:
                         account.own().durations = Histogram.empty(self.bounds, self.clock(), exemplars=True)
                         account.shown = account.keep()
@@ -146,7 +146,7 @@ class Ledger:
                     account.state.totals.durations.complete_native(self.bounds)
                     self._said.take_up(account, marked)
                 elif agent_id == USAGE_ID:
-                    self._usage = UsageAccount(state or UsageState(self.clock()), only_new=False)
+                    self._usage = UsageAccount(state or UsageState(self.clock()), epoch, only_new=False)
 
     def let_go(self, agent_ids: Iterable[int]) -> None:
         """Forget agents whose leases are over; what is not durable is counted by who has them next."""
@@ -267,9 +267,10 @@ class Ledger:
         return True
 
     def _all(self) -> Iterator[AnyAccount]:
-        if self._usage.state.read_until:  # else there was no report so far
-            yield self._usage
-        yield from self._accounts.values()
+        usage = (self._usage,) if self._usage.state.read_until else ()  # else there was no report so far
+        for account in (*usage, *self._accounts.values()):
+            if account.epoch == self.leases.epoch(account.agent_id):  # else it was given back meanwhile
+                yield account
 
     def _some_changed(self) -> Iterator[AnyAccount]:
         most = PIECE

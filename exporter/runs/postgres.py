@@ -72,19 +72,15 @@ class SharedStore:
 
     def write(self, meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
         """Write in one durable transaction, fenced by the leases. Raises StoreError."""
-        leased = [
-            (epoch, change)
-            for change in changes
-            if (epoch := self._fleet.epoch(change.agent_id)) is not None  # else it was given back meanwhile
-        ]
+        made = list(changes)
         self._serial += 1
         with self._connection.transaction(WRITE) as cursor:
-            self._lock(cursor, {change.agent_id: epoch for epoch, change in leased})
-            self._write(cursor, leased, anew=anew)
-        for epoch, change in leased:
+            self._lock(cursor, made)
+            self._write(cursor, made, anew=anew)
+        for change in made:
             self._stale.discard(change.agent_id)
-            if self._fleet.epoch(change.agent_id) == epoch:
-                self._written[change.agent_id] = (epoch, self._serial)
+            if self._fleet.epoch(change.agent_id) == change.epoch:
+                self._written[change.agent_id] = (change.epoch, self._serial)
 
     def mark(self, agent_id: int, number: int) -> None:
         """Note that the agent's lines for the log up to this number were said: with the next renewal."""
@@ -105,24 +101,23 @@ class SharedStore:
             cursor.execute(
                 "INSERT INTO modus_lease (agent_id) SELECT unnest(%s::bigint[]) ON CONFLICT DO NOTHING", [ids]
             )
-            self._write(cursor, [(0, change) for change in changes], anew=False)
+            self._write(cursor, changes, anew=False)
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
 
-    def _lock(self, cursor: Cursor, epochs: dict[int, int]) -> None:
+    def _lock(self, cursor: Cursor, changes: Sequence[Change]) -> None:
         """Keep the leases from being taken over until the end of the transaction. Raises StoreError."""
         cursor.execute(
             "SELECT 1 FROM modus_lease JOIN unnest(%s::bigint[], %s::bigint[]) AS ours (agent_id, epoch) "
             "USING (agent_id, epoch) WHERE owner = %s ORDER BY agent_id FOR SHARE OF modus_lease",
-            [list(epochs), list(epochs.values()), self._fleet.member],
+            [[each.agent_id for each in changes], [each.epoch for each in changes], self._fleet.member],
         )
-        if lost := len(epochs) - len(cursor.fetchall()):
+        if lost := len(changes) - len(cursor.fetchall()):
             raise StoreError(f"{lost} leases are over: others may have these agents")
 
-    def _write(self, cursor: Cursor, leased: list[tuple[int, Change]], *, anew: bool) -> None:
-        changes = [change for _, change in leased]
+    def _write(self, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
         ids = [change.agent_id for change in changes]
         states = [change.state or b"" for change in changes]
         new = [(change.agent_id, _encoded(id_), over) for change in changes for id_, over in change.new]
@@ -138,7 +133,7 @@ class SharedStore:
                 self._serial,
                 self._buckets,
                 ids,
-                [epoch for epoch, _ in leased],
+                [change.epoch for change in changes],
                 states,
                 [checksum_of(state, id_) for id_, state in zip(ids, states, strict=True)],
             ],

@@ -83,7 +83,7 @@ def make_tables(db: sqlite3.Connection) -> None:
 
 def write_change(db: sqlite3.Connection, change: Change) -> None:
     """Write what changed of one agent, within the transaction of the caller."""
-    agent_id, state, new, gone = change
+    agent_id, _, state, new, gone = change
     if state is None:
         db.execute("DELETE FROM agent WHERE agent_id = ?", (agent_id,))
         db.execute("DELETE FROM counted WHERE agent_id = ?", (agent_id,))

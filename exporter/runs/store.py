@@ -21,9 +21,13 @@ class StoreError(Exception):
 
 
 class Change(NamedTuple):
-    """What a commit writes of one agent: its encoded state (None: forget it), ids that are new, and gone."""
+    """What a commit writes of one agent: its encoded state (None: forget it), ids that are new, and gone.
+
+    It is written only under the lease that the state was loaded under, which has this `epoch`.
+    """
 
     agent_id: int
+    epoch: int
     state: bytes | None
     new: list[tuple[str, float]]
     gone: list[str]
@@ -41,13 +45,17 @@ Place = str | Database  # a path, or a database
 
 
 class Taken(NamedTuple):
-    """An agent that was leased, as the store holds it; `state` None: nothing was counted yet."""
+    """An agent that was leased, as the store holds it; `state` None: nothing was counted yet.
+
+    `marked` is the number of its line for the log that was said last, `epoch` that of the lease.
+    """
 
     agent_id: int
     state: AgentState | UsageState | None
     counted: dict[str, float]
     same_buckets: bool = True  # as today's
-    marked: int = 0  # the number of its line for the log that was said last
+    marked: int = 0
+    epoch: int = 0
 
 
 class Tenant(Protocol):

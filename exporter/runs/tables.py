@@ -5,7 +5,7 @@ as in a state file. A lease is free when nobody owns it, or its owner is no memb
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
@@ -49,6 +49,7 @@ class Row:
     """One agent as the database holds it; `state` None: nothing was counted yet, or it was set aside."""
 
     agent_id: int
+    epoch: int  # of the lease under which it is read
     written: tuple[int, int] | None = None  # epoch and serial number of the last write
     state: AgentState | UsageState | None = None
     same_buckets: bool = True  # as today's
@@ -58,7 +59,7 @@ class Row:
     @property
     def taken(self) -> Taken:
         """What is handed to the ledger."""
-        return Taken(self.agent_id, self.state, self.counted, self.same_buckets, self.said)
+        return Taken(self.agent_id, self.state, self.counted, self.same_buckets, self.said, self.epoch)
 
 
 def prepare(cursor: Cursor, place: str, meta: Meta, *, reset_histogram: bool) -> Meta:
@@ -113,16 +114,16 @@ def buckets_of(meta: Meta) -> int:
     return crc32(msgspec.json.encode(meta.bounds))
 
 
-def read_rows(cursor: Cursor, agent_ids: Collection[int], buckets: int) -> list[Row]:
-    """These agents without their counted runs, which `read_counted` adds.
+def read_rows(cursor: Cursor, epochs: Mapping[int, int], buckets: int) -> list[Row]:
+    """The agents with leases of these epochs, without their counted runs, which `read_counted` adds.
 
     Rows that are not what was written are set aside, with one line; such an agent begins anew.
     """
-    rows = {agent_id: Row(agent_id) for agent_id in agent_ids}
+    rows = {agent_id: Row(agent_id, epoch) for agent_id, epoch in epochs.items()}
     cursor.execute(
         "SELECT agent_id, a.epoch, serial, buckets, state, checksum, said "
         "FROM modus_agent a JOIN modus_lease USING (agent_id) WHERE agent_id = ANY(%s)",
-        [list(agent_ids)],
+        [list(epochs)],
     )
     for agent_id, epoch, serial, its_buckets, state, checksum, said in cursor.fetchall():
         row = rows[agent_id]

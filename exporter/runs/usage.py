@@ -50,8 +50,9 @@ class UsageAccount:
 
     agent_id = USAGE_ID
 
-    def __init__(self, state: UsageState, *, only_new: bool) -> None:
+    def __init__(self, state: UsageState, epoch: int = 0, *, only_new: bool) -> None:
         self.state = state
+        self.epoch = epoch  # of the lease under which it was loaded
         self.changed = False
         self.counted: dict[str, float] = {}  # it has no runs
         self.new: list[str] = []

@@ -1,6 +1,6 @@
 """The same histories, crashes and faults as in test_counting, with state in PostgreSQL."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from unittest.mock import patch
 
 import pytest
@@ -50,10 +50,10 @@ class KilledStore(SharedStore):
         super().write(meta, changes, anew=anew)
         self.fail_at("after")
 
-    def _write(self, cursor: Cursor, leased: list[tuple[int, Change]], *, anew: bool) -> None:
+    def _write(self, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
         if self.moment == "torn":
             cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        super()._write(cursor, leased, anew=anew)
+        super()._write(cursor, changes, anew=anew)
         self.fail_at("in")
 
     def fail_at(self, moment: str) -> None:
