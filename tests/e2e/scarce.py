@@ -1,8 +1,13 @@
-"""What a program that is started has to do without: threads that the system refuses, a disk that answers."""
+"""What a program has to do without: threads that the system refuses, a disk that answers, or has room."""
 
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 # as if `pthread_create` failed: what Python raises then
 THREADS = """
@@ -47,6 +52,36 @@ def few_threads(directory: Path, limit: int, root: str) -> dict[str, str]:
     directory.mkdir(exist_ok=True)
     (directory / "sitecustomize.py").write_text(THREADS.format(limit=limit))
     return {"PYTHONPATH": f"{directory}:{root}"}
+
+
+@contextmanager
+def small_disk(directory: Path, owner: int = 0) -> Iterator[Path]:
+    """A disk of 1 MiB at this directory, of this user; without the right to mount the test is skipped."""
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("a small disk is mounted by root, with mount")
+    directory.mkdir()
+    options = f"size=1m,mode=700,uid={owner},gid={owner}"
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {' '.join(done.stderr.split())}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)  # also when a file is left open
+
+
+@contextmanager
+def no_room(directory: Path) -> Iterator[None]:
+    """All of its disk is taken."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    yield
+    filler.unlink()
 
 
 class Fsync:

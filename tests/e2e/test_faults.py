@@ -37,7 +37,7 @@ from tests.e2e.harness import (
     of_a_scrape,
     wait_for,
 )
-from tests.e2e.scarce import Fsync
+from tests.e2e.scarce import Fsync, no_room, small_disk
 from tests.simulation import ILL, WELL
 
 pytestmark = pytest.mark.servers
@@ -166,16 +166,8 @@ def all_files(path: Path) -> list[Path]:
 
 @contextmanager
 def full_disk(running: Exporter, path: Path) -> Iterator[None]:
-    filler = path.parent / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                pass
-    yield
-    filler.unlink()
+    with no_room(path.parent):
+        yield
 
 
 @contextmanager
@@ -295,18 +287,10 @@ HEALED: list[Fault] = [
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A mounted tmpfs of 1 MiB, where the exporter keeps its state."""
-    disk = tmp_path / "state"
-    disk.mkdir()
-    if os.geteuid() != 0 or not shutil.which("mount"):
-        pytest.skip("a small disk is mounted by root, with mount")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {' '.join(done.stderr.split())}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # also when a test left a file open
+def small_state(tmp_path: Path) -> Iterator[None]:
+    """A small disk where the exporter keeps its state."""
+    with small_disk(tmp_path / "state"):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -318,7 +302,7 @@ def test_a_fault_of_the_disk_stops_no_scrape_and_counts_nothing_twice(
     modus: SimulatedModus, tmp_path: Path, request: pytest.FixtureRequest, fault: Fault
 ) -> None:
     if fault is full_disk:
-        request.getfixturevalue("small_disk")
+        request.getfixturevalue("small_state")
     prefix = without_override() if fault is read_only_directory else ()
     file, path = config(tmp_path, modus.url, WELL), tmp_path / "state" / "state.db"
     flags = "--config.file", str(file)

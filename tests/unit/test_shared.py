@@ -2,9 +2,10 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -18,14 +19,15 @@ from exporter.runs import fleet, importing, leases, leasetable, tables
 from exporter.runs.account import KEEP
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Memory, Reading
-from exporter.runs.state import SCHEMA_VERSION, Watermark
+from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, Meta, Watermark
 from exporter.runs.state import State as Stored
-from exporter.runs.store import Database, Leases, LedgerError, Place, read_state
+from exporter.runs.store import Change, Database, Leases, LedgerError, Place, read_state
 from exporter.scalars import DatabaseUrl, Secret
 from exporter.waits import waited
 from exporter.web.messages import HTTPError
 from tests.e2e.harness import wait_for
-from tests.postgres import PASSWORD, Postgres
+from tests.e2e.scarce import no_room, small_disk
+from tests.postgres import NOBODY, PASSWORD, Postgres, running
 from tests.simulation import BOUNDS, DAY, START, Clock, Exporter, finished, settings
 from tests.unit.test_ledger import a_run
 
@@ -382,6 +384,20 @@ def test_a_reading_without_a_lease_is_thrown_away(server: Postgres, clock: Clock
     assert read_state(server.database).counted[8].keys() == {"wf:1", "wf:2"}
 
 
+def test_a_usage_report_that_outlives_its_lease_holds_up_no_commit(
+    server: Postgres, clock: Clock, boot: BootClock
+) -> None:
+    with closing(open_ledger(server.database, clock, AGENT, USAGE_ID)) as book:
+        wait_for("it is ours", lambda: book.leases.holds(USAGE_ID))
+        boot.ahead += fleet.IDLE
+        wait_for("it has left the fleet", lambda: not server.ask("SELECT FROM modus_member"))
+        with book.usage() as account:
+            account.close_hours("agent", int(START), lambda name: True)
+        book.commit()
+        assert book.up
+        assert not server.ask("SELECT FROM modus_agent")
+
+
 def test_nothing_but_what_is_durable_is_shown(make_fleet: Callable[[int], Fleet]) -> None:
     """Another exporter may have to go on from there."""
     team = make_fleet(1)
@@ -474,6 +490,42 @@ def test_a_database_that_hangs_costs_no_more_than_one_that_is_away(
     team.settle()
 
 
+@pytest.mark.root
+def test_a_database_without_room_costs_nothing_and_goes_on_when_it_has_some(
+    boot: BootClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Leases are renewed in place, which needs no room; what was counted is written once there is some."""
+    caplog.set_level(logging.INFO)
+    with running() as server, small_disk(server.directory / "small", NOBODY) as disk:
+        with server.connect("postgres") as db:
+            db.execute(f"CREATE TABLESPACE small LOCATION '{disk}'")
+            db.execute("GRANT CREATE ON TABLESPACE small TO modus")
+            db.execute("ALTER ROLE modus SET default_tablespace = small")
+        team = Fleet(server, 3)
+        member = team.join()
+        team.counts(1)
+        with no_room(disk):
+            for agent_id in team.agents:
+                for _ in range(300):
+                    team.end_run(agent_id)
+            wait_for("it says so", lambda: not member.collector.scrape(None).ledger_up)
+            boot.ahead += TERM
+            wait_for("the leases are renewed", lambda: len(member.scrape()) == 3)
+            assert not member.collector.scrape(None).ledger_up
+            team.counts(1)
+            assert {counted(member.ledger, agent_id) for agent_id in team.agents} == {301}
+        team.counts(301)
+        assert member.collector.scrape(None).ledger_up
+        team.close()
+        assert {len(ids) for ids in read_state(server.database).counted.values()} == {301}
+    said = [line for line in caplog.messages if line.startswith("the state can")]
+    assert said == [
+        "the state cannot be written: counting goes on in memory",
+        "the state can be written again",
+    ]
+    assert not any(line.exc_info for line in caplog.records)
+
+
 @pytest.mark.usefixtures("all_terms_over")
 def test_an_outage_for_all_costs_nobody_its_agents(
     make_fleet: Callable[[int], Fleet], boot: BootClock
@@ -527,6 +579,65 @@ def test_a_failover_that_lost_the_last_transactions_is_written_again(server: Pos
 
 def _found(server: Postgres) -> set[object]:
     return {row[0] for row in server.ask("SELECT run_id FROM modus_counted")}
+
+
+def lost_for_a_while(server: Postgres, book: Ledger, boot: BootClock, *runs: object) -> None:
+    """Another member has the agent, counts these runs and gives it back; then it is the book's again."""
+    boot.ahead += fleet.IDLE
+    wait_for("it has left the fleet", lambda: not server.ask("SELECT FROM modus_member"))
+    with closing(open_ledger(server.database, book.clock)) as other:  # type: ignore[arg-type]
+        record(other, *runs)
+    book.leases.want(frozenset({AGENT}), Deadline(20.0))
+    wait_for("it is ours again", lambda: book.leases.holds(AGENT))
+
+
+def test_what_was_read_before_a_lease_was_lost_is_not_written_after_it_was_regained(
+    server: Postgres, clock: Clock, boot: BootClock
+) -> None:
+    """All within one commit: the account is of the old lease, and the lease is ours."""
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        store = book._store
+        assert store is not None
+        write = store.write
+
+        def interrupted(meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
+            made = list(changes)
+            lost_for_a_while(server, book, boot, a_run("wf:1"), a_run("wf:2"))
+            write(meta, made, anew=anew)
+
+        with patch.object(store, "write", interrupted):
+            book.commit()
+        assert read_state(server.database).counted[AGENT].keys() == {"wf:1", "wf:2"}
+        record(book, a_run("wf:1"), a_run("wf:2"), a_run("wf:3"))
+        book.commit()
+        assert book.up
+    assert read_state(server.database).counted[AGENT].keys() == {"wf:1", "wf:2", "wf:3"}
+
+
+def test_what_a_failover_lost_is_written_again_as_the_newest_lease_has_it(
+    server: Postgres, clock: Clock, boot: BootClock
+) -> None:
+    """The agent moves to another member and back while it is found out what is missing."""
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        book.commit()
+        server.do("DELETE FROM modus_agent")
+        server.do("DELETE FROM modus_counted")
+        server.cut_connections()
+        store = book._store
+        assert store is not None
+        open_again = store.open_again
+
+        def interrupted(agent_ids: Collection[int]) -> Collection[int] | None:
+            if missing := open_again(agent_ids):
+                lost_for_a_while(server, book, boot, a_run("wf:1"), a_run("wf:2"))
+            return missing
+
+        with patch.object(store, "open_again", interrupted):
+            wait_for("it is written again", lambda: book.commit() or len(_found(server)) == 2)
+        book.commit()
+        assert read_state(server.database).counted[AGENT].keys() == {"wf:1", "wf:2"}
 
 
 def test_a_write_that_gets_through_after_a_newer_one_changes_nothing(server: Postgres, clock: Clock) -> None:
