@@ -318,6 +318,19 @@ class Team:
         self.server.go_on()
         self.excused_until = time.monotonic() + TERM
 
+    def wait_for_even_shares(self) -> None:
+        """Until each member has its part of the agents."""
+        query = (
+            "SELECT count(agent_id) FROM modus_member m LEFT JOIN modus_lease l ON l.owner = m.id "
+            "AND agent_id <> %s GROUP BY m.id"
+        )
+
+        def even() -> bool:
+            shares = [number for (number,) in self.server.ask(query, USAGE_ID)]
+            return len(shares) == len(self.members) and set(shares) == {len(AGENTS) // len(shares)}
+
+        wait_for("the shares are even", even)
+
     # --- the end ---
 
     def verify(self) -> list[str]:
