@@ -9,7 +9,7 @@ from exporter.histogram import Exemplar, Histogram
 from exporter.log import fields
 from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES, Run, RunDetails, label
 from exporter.runs.eligibility import counts, duration_of, end_of, was_over
-from exporter.runs.ids import MALFORMED, TIMELESS, add_checksum
+from exporter.runs.ids import MALFORMED, TIMELESS, CountedIds, add_checksum
 from exporter.runs.reader import Known, Reading
 from exporter.runs.reconcile import LATEST_INDEX
 from exporter.runs.runlog import RunLog
@@ -38,7 +38,7 @@ class Account:
     ledger's lock guards it.
     """
 
-    def __init__(self, agent_id: int, state: AgentState, counted: dict[str, float], epoch: int = 0) -> None:
+    def __init__(self, agent_id: int, state: AgentState, counted: CountedIds, epoch: int = 0) -> None:
         self.agent_id = agent_id
         self.state = state
         self.counted = counted
@@ -63,7 +63,7 @@ class Account:
         created = now - lookback if ended_after is None else ended_after
         totals = Totals(created, Histogram.empty(bounds, created, exemplars=True))
         totals.finished = {status: dict.fromkeys(TRIGGER_TYPES, 0) for status in TERMINAL_STATUSES}
-        return cls(agent_id, AgentState(totals, now - lookback, now, ended_after=ended_after), {})
+        return cls(agent_id, AgentState(totals, now - lookback, now, ended_after=ended_after), CountedIds())
 
     def known(self) -> Known:
         """What a reading of the agent starts from."""
@@ -271,7 +271,7 @@ class Account:
 
     def _add_id(self, id_: str, over: float) -> None:
         state = self.state
-        self.counted[id_] = over
+        self.counted.add(id_, over)
         self.new.append(id_)
         state.ids_number, state.ids_sum = state.ids_number + 1, add_checksum(state.ids_sum, id_, over)
 
@@ -281,8 +281,7 @@ class Account:
         unread = state.watermark.backlogs + ((walk.backlog,) if walk else ())
         read = state.clock.oldest(now, reading.skew)
         old = min([read - lookback, *(backlog.floor for backlog in unread)]) - KEEP
-        for id_ in [id_ for id_, over in self.counted.items() if over < old]:
-            over = self.counted.pop(id_)
+        for id_, over in self.counted.remove_older(old):
             self.changed = True
             self.gone.append(id_)
             self._malformed = None  # to be counted again

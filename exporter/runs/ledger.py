@@ -18,6 +18,7 @@ from exporter.log import fields
 from exporter.modus.discovery import shard_of
 from exporter.runs.account import KEEP, Account
 from exporter.runs.batch import AnyAccount, Batch
+from exporter.runs.ids import CountedIds
 from exporter.runs.reader import Known, Reading
 from exporter.runs.runlog import Outbox, RunLog
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Meta, Totals, UsageState
@@ -288,10 +289,8 @@ class Ledger:
                 "histogram.buckets back, or start once with --state.reset-histogram to count it anew"
             )
         states = found.agents | ({USAGE_ID: found.usage} if found.usage else {})
-        counted, marked = found.counted, store.marked
-        self.take(
-            Taken(id_, state, counted.get(id_, {}), same_buckets, marked) for id_, state in states.items()
-        )
+        counted, marked = found.counted | {USAGE_ID: CountedIds()}, store.marked
+        self.take(Taken(id_, state, counted[id_], same_buckets, marked) for id_, state in states.items())
         index, total = found.meta.shard
         for agent_id, account in self._accounts.items():
             if (index, total) != self._shard and shard_of(agent_id, total) != index:

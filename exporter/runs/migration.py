@@ -2,12 +2,13 @@
 
 import math
 import sqlite3
+from collections import defaultdict
 
 import msgspec
 
 from exporter.histogram import Exemplar, Histogram
 from exporter.modus.model import kept_id
-from exporter.runs.ids import add_checksum
+from exporter.runs.ids import CountedIds, add_checksum
 from exporter.runs.state import AgentState, Backlog, Corruption, Meta, OpenRun, State, Totals, Watermark
 
 
@@ -66,17 +67,17 @@ def read_version_1(db: sqlite3.Connection) -> State:
     if row is None:
         raise Corruption("it is empty")
     meta = msgspec.json.decode(row[0], type=Meta)
-    counted: dict[int, dict[str, float]] = {}
+    counted: defaultdict[int, CountedIds] = defaultdict(CountedIds)
     for agent_id, run_id, start in db.execute("SELECT agent_id, run_id, start FROM counted"):
-        counted.setdefault(agent_id, {})[kept_id(run_id)] = max(min(start, 1e12), meta.written)
+        counted[agent_id].add(kept_id(run_id), max(min(start, 1e12), meta.written))
     agents = {
-        agent_id: _state(msgspec.json.decode(state, type=_Account), counted.setdefault(agent_id, {}), meta)
+        agent_id: _state(msgspec.json.decode(state, type=_Account), counted[agent_id], meta)
         for agent_id, state in db.execute("SELECT agent_id, state FROM account")
     }
     return State(meta, agents, counted)
 
 
-def _state(account: _Account, counted: dict[str, float], meta: Meta) -> AgentState:
+def _state(account: _Account, counted: CountedIds, meta: Meta) -> AgentState:
     old, cursor = account.totals, account.cursor
     exemplars = [Exemplar(each.run_id, each.duration, each.end) if each else None for each in old.exemplars]
     durations = Histogram(old.buckets, old.durations_created, old.duration_sum, exemplars)

@@ -140,7 +140,8 @@ class _Walk:
         self._pages = self._from(backlog.token)
 
     def _from(self, token: str | None) -> Iterator[RunsPage]:
-        return pages(lambda token: self._ask(token, self.backlog.size), token)
+        ask, size = self._ask, self.backlog.size  # not `self`: a circle would keep all pages for long
+        return pages(lambda token: ask(token, size), token)
 
     def read(self) -> RunsPage:
         """The next page; from the top again when the API refuses the token, while that brings progress."""

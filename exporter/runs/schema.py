@@ -6,17 +6,19 @@ and SQLite checks the rest.
 
 import hashlib
 import sqlite3
+from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
 
 from exporter.runs import migration
-from exporter.runs.ids import add_checksum
+from exporter.runs.ids import CountedIds, add_checksum
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Corruption, Meta, State, UsageState
 from exporter.runs.store import Change, LedgerError
 
 T = TypeVar("T")
 APPLICATION_ID = 0x4D4F4452  # "MODR"
+AT_ONCE = 100  # rows of one statement: behind each it waits for the interpreter, which hundreds may want
 
 # what a file that is as it was written can give: its content says nothing about these
 _CIRCUMSTANCES = {
@@ -90,10 +92,18 @@ def write_change(db: sqlite3.Connection, change: Change) -> None:
         return
     row = agent_id, state, checksum_of(state, agent_id)
     db.execute("INSERT OR REPLACE INTO agent VALUES (?, ?, ?)", row)
-    db.executemany("INSERT OR REPLACE INTO counted VALUES (?, ?, ?)", ((agent_id, *each) for each in new))
-    db.executemany(
-        "DELETE FROM counted WHERE agent_id = ? AND run_id = ?", ((agent_id, each) for each in gone)
-    )
+    for items in _in_pieces(new):
+        rows = ", ".join(["(?, ?, ?)"] * len(items))
+        values = [value for id_, over in items for value in (agent_id, id_, over)]
+        db.execute(f"INSERT OR REPLACE INTO counted VALUES {rows}", values)  # noqa: S608 - question marks
+    for ids in _in_pieces(gone):
+        marks = ", ".join(["?"] * len(ids))
+        delete = f"DELETE FROM counted WHERE agent_id = ? AND run_id IN ({marks})"  # noqa: S608
+        db.execute(delete, (agent_id, *ids))
+
+
+def _in_pieces(items: list[T]) -> Iterator[list[T]]:
+    return (items[first : first + AT_ONCE] for first in range(0, len(items), AT_ONCE))
 
 
 def read(db: sqlite3.Connection, meta: Meta | None) -> State:
@@ -116,10 +126,10 @@ def read(db: sqlite3.Connection, meta: Meta | None) -> State:
             agent_id: _decoded(state, checksum, AgentState, agent_id)
             for agent_id, (state, checksum) in rows.items()
         }
-        counted: dict[int, dict[str, float]] = {agent_id: {} for agent_id in agents}
+        counted = {agent_id: CountedIds() for agent_id in agents}
         sums = dict.fromkeys(agents, 0)
         for agent_id, run_id, over in db.execute("SELECT agent_id, run_id, over FROM counted"):
-            counted[agent_id][run_id] = over
+            counted[agent_id].add(run_id, over)
             sums[agent_id] = add_checksum(sums[agent_id], run_id, over)
     finally:
         db.execute("ROLLBACK")

@@ -10,6 +10,7 @@ import msgspec
 from exporter.histogram import Exemplar, Histogram
 from exporter.modus.model import LONGEST_RUN_ID, Run
 from exporter.modus.usage import Used
+from exporter.runs.ids import CountedIds
 
 SCHEMA_VERSION = 2  # of the stores
 USAGE_ID = -1  # in place of an agent's id: all usage is one account, kept as an agent's is
@@ -227,7 +228,7 @@ class State(msgspec.Struct):
 
     meta: Meta
     agents: dict[int, AgentState]
-    counted: dict[int, dict[str, float]]  # agent -> run id -> when the run was over
+    counted: dict[int, CountedIds]  # agent -> run id -> when the run was over
     usage: UsageState | None = None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from exporter.deadline import Deadline
+from exporter.runs.ids import CountedIds
 from exporter.runs.state import AgentState, Meta, State, UsageState
 from exporter.scalars import Secret
 
@@ -52,7 +53,7 @@ class Taken(NamedTuple):
 
     agent_id: int
     state: AgentState | UsageState | None
-    counted: dict[str, float]
+    counted: CountedIds
     same_buckets: bool = True  # as today's
     marked: int = 0
     epoch: int = 0

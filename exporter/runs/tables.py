@@ -14,7 +14,7 @@ import msgspec
 
 from exporter.log import fields
 from exporter.runs.database import Cursor
-from exporter.runs.ids import add_checksum
+from exporter.runs.ids import CountedIds, add_checksum
 from exporter.runs.schema import DAMAGE, checksum_of
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Corruption, Meta, State, UsageState
 from exporter.runs.store import LedgerError, StoreError, Taken
@@ -53,7 +53,7 @@ class Row:
     written: tuple[int, int] | None = None  # epoch and serial number of the last write
     state: AgentState | UsageState | None = None
     same_buckets: bool = True  # as today's
-    counted: dict[str, float] = field(default_factory=dict)
+    counted: CountedIds = field(default_factory=CountedIds)
     said: int = 0  # the number of its line for the log that was said last
 
     @property
@@ -157,7 +157,7 @@ def read_counted(cursor: Cursor, rows: Iterable[Row]) -> None:
     cursor.execute("SELECT agent_id, run_id, over FROM modus_counted WHERE agent_id = ANY(%s)", [list(by_id)])
     for agent_id, run_id, over in cursor:
         id_ = run_id.decode("utf-8", "surrogatepass")
-        by_id[agent_id].counted[id_] = over
+        by_id[agent_id].counted.add(id_, over)
         sums[agent_id] = add_checksum(sums[agent_id], id_, over)
     for agent_id, row in by_id.items():
         state = row.state
@@ -189,7 +189,7 @@ def _set_aside(cursor: Cursor, row: Row, reason: str) -> None:
         "INSERT INTO modus_aside SELECT agent_id, clock_timestamp(), state, checksum, %(reason)s FROM old",
         {"id": row.agent_id, "reason": reason},
     )
-    row.written, row.state, row.counted = None, None, {}
+    row.written, row.state, row.counted = None, None, CountedIds()
 
 
 def read_all(cursor: Cursor, place: str) -> State:
@@ -212,13 +212,13 @@ def read_all(cursor: Cursor, place: str) -> State:
             found.usage = state
             continue
         found.agents[agent_id] = state
-        found.counted[agent_id] = {}
+        found.counted[agent_id] = CountedIds()
         if not state.unread:
             state.last_read = max(state.last_read or 0.0, read_until or 0.0)
             state.unread = True  # what it says of its last read holds, not when anybody wrote last
     cursor.execute("SELECT agent_id, run_id, over FROM modus_counted")
     for agent_id, run_id, over in cursor:
-        found.counted.setdefault(agent_id, {})[run_id.decode("utf-8", "surrogatepass")] = over
+        found.counted.setdefault(agent_id, CountedIds()).add(run_id.decode("utf-8", "surrogatepass"), over)
     for agent_id, state in found.agents.items():
         ids = 0
         for id_, over in found.counted[agent_id].items():
