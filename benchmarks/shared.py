@@ -16,12 +16,13 @@ from exporter.modus.model import Run
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Memory, Reading
 from exporter.runs.state import Watermark
+from tests.e2e.harness import wait_for
 from tests.postgres import Postgres, running
 
 BOUNDS = (1.0, 10.0, 60.0, 600.0, 3600.0)
 DAY = 86400.0
 SCRAPE = 30.0  # seconds
-REST = 10.0  # seconds that are looked at
+REST = 20.0  # seconds that are looked at
 MEMBERS, AGENTS = 12, 100_000  # of the fleet that is sized
 
 
@@ -75,6 +76,17 @@ def transactions(server: Postgres) -> float:
     return number(server, query) - before
 
 
+def stop_vacuum(server: Postgres) -> None:
+    """The database tidies up after the commits: that is no transaction of ours."""
+    with server.connect("postgres") as db:
+        db.execute("ALTER SYSTEM SET autovacuum = off")
+        db.execute("SELECT pg_reload_conf()")
+        query = (
+            "SELECT FROM pg_stat_activity WHERE backend_type IN ('autovacuum launcher', 'autovacuum worker')"
+        )
+        wait_for("it has ended", lambda: not db.execute(query).fetchall())
+
+
 def size(server: Postgres, table: str) -> float:
     """Bytes, indexes included."""
     return number(server, f"SELECT pg_total_relation_size('{table}')")
@@ -99,6 +111,7 @@ def measure(agents: int, runs: int) -> None:
                 commits.append(time.monotonic() - began)
         per_run = size(server, "modus_counted") / (agents * runs + 20 * (agents // 10))
         per_agent = (size(server, "modus_agent") + size(server, "modus_lease")) / agents
+        stop_vacuum(server)
         nobody = transactions(server)
         ledger, took = open_ledger(server, agents)
         with closing(ledger):

@@ -66,7 +66,7 @@ class SharedStore:
                 )
                 found = {agent_id: (epoch, serial) for agent_id, epoch, serial in cursor}
             self._problems = problems
-            self._stale |= {id_ for id_, at in written.items() if found.get(id_, (-1, 0)) < at}
+            self._stale = {id_ for id_, at in written.items() if found.get(id_, (-1, 0)) < at}
         self._stale &= self._written.keys()
         return list(self._stale) or None
 
@@ -79,8 +79,7 @@ class SharedStore:
             self._write(cursor, made, anew=anew)
         for change in made:
             self._stale.discard(change.agent_id)
-            if self._fleet.epoch(change.agent_id) == change.epoch:
-                self._written[change.agent_id] = (change.epoch, self._serial)
+            self._written[change.agent_id] = (change.epoch, self._serial)
 
     def mark(self, agent_id: int, number: int) -> None:
         """Note that the agent's lines for the log up to this number were said: with the next renewal."""

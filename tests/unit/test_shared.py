@@ -2,8 +2,8 @@
 
 import io
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,11 +17,13 @@ from exporter.metrics.table import AgentSnapshot
 from exporter.modus.discovery import shard_of
 from exporter.runs import fleet, importing, leases, leasetable, tables
 from exporter.runs.account import KEEP
+from exporter.runs.database import Cursor
 from exporter.runs.ledger import Ledger
+from exporter.runs.postgres import SharedStore
 from exporter.runs.reader import Memory, Reading
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, Meta, Watermark
 from exporter.runs.state import State as Stored
-from exporter.runs.store import Change, Database, Leases, LedgerError, Place, read_state
+from exporter.runs.store import Change, Database, Leases, LedgerError, Place, StoreError, read_state
 from exporter.scalars import DatabaseUrl, Secret
 from exporter.waits import waited
 from exporter.web.messages import HTTPError
@@ -569,8 +571,9 @@ def test_a_failover_that_lost_the_last_transactions_is_written_again(server: Pos
         server.do("DELETE FROM modus_counted")
         server.do("INSERT INTO modus_agent TABLE modus_then_agent")
         server.do("INSERT INTO modus_counted TABLE modus_then_counted")
+        server.do("INSERT INTO modus_counted VALUES (%s, 'forgotten since', 0)", AGENT)
         server.cut_connections()
-        wait_for("it is written again", lambda: book.commit() or len(_found(server)) == 2)
+        wait_for("it is written again", lambda: book.commit() or _found(server) == {b"wf:1", b"wf:2"})
         assert book.up
     with closing(open_ledger(server.database, clock)) as again:
         record(again, a_run("wf:1"), a_run("wf:2"))
@@ -613,6 +616,82 @@ def test_what_was_read_before_a_lease_was_lost_is_not_written_after_it_was_regai
         book.commit()
         assert book.up
     assert read_state(server.database).counted[AGENT].keys() == {"wf:1", "wf:2", "wf:3"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE modus_lease SET epoch = epoch + 1", "UPDATE modus_lease SET owner = owner + 1"],
+    ids=["it was lost and regained, and nobody wrote", "after a failover another has it with the same epoch"],
+)
+def test_nothing_is_written_under_another_lease_than_the_account_was_loaded_under(
+    server: Postgres, clock: Clock, change: str
+) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        store = book._store
+        assert store is not None
+        write = store.write
+
+        def interrupted(meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
+            made = list(changes)
+            server.do(change)
+            write(meta, made, anew=anew)
+
+        with patch.object(store, "write", interrupted):
+            book.commit()
+        assert not server.ask("SELECT FROM modus_agent")
+        assert not _found(server)
+
+
+def test_nobody_takes_an_agent_over_while_it_is_being_written(server: Postgres, clock: Clock) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        store = book._store
+        assert isinstance(store, SharedStore)
+        write, taken = store._write, []
+
+        def interrupted(cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
+            server.do("DELETE FROM modus_member")
+            with server.connect() as other, other.cursor() as theirs:
+                taken.append(leasetable.take(theirs, 12345, [AGENT], 1))  # type: ignore[arg-type]
+            write(cursor, changes, anew=anew)
+
+        with patch.object(store, "_write", interrupted):
+            book.commit()
+        assert taken == [{}]
+
+
+def test_a_new_owner_writes_at_once_however_often_the_one_before_did(server: Postgres, clock: Clock) -> None:
+    for first in (1, 4):
+        with closing(open_ledger(server.database, clock)) as book:
+            for number in range(first, first + 3):
+                record(book, a_run(f"wf:{number}"))
+                book.commit()
+                assert book.up
+
+
+def test_a_failover_is_over_for_who_lost_its_agents_in_it(
+    server: Postgres, clock: Clock, boot: BootClock
+) -> None:
+    """There is nothing that it could write again."""
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        book.commit()
+        server.do("DELETE FROM modus_agent")
+        server.cut_connections()
+        wait_for("it is found out", lambda: _missing(book))
+        boot.ahead += fleet.IDLE
+        wait_for("it has left the fleet", lambda: not server.ask("SELECT FROM modus_member"))
+        assert not book.commit_piece()
+        assert book.up
+
+
+def _missing(book: Ledger) -> Collection[int] | None:
+    """What its store would have written again."""
+    assert book._store is not None
+    with suppress(StoreError):  # its connection was cut
+        return book._store.open_again([AGENT])
+    return None
 
 
 def test_what_a_failover_lost_is_written_again_as_the_newest_lease_has_it(
