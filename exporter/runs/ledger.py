@@ -158,10 +158,10 @@ class Ledger:
                     self._usage = UsageAccount(UsageState(self.clock()), only_new=False)
 
     @contextmanager
-    def usage(self) -> Iterator[UsageAccount]:
-        """The account of what was used, for this thread alone and for a short time."""
+    def usage(self, account: UsageAccount | None = None) -> Iterator[UsageAccount]:
+        """The account of what was used, or this one of before, for this thread alone and for a short time."""
         with self._lock:
-            yield self._usage
+            yield account or self._usage
 
     def agents(self) -> dict[int, AgentState]:
         """The states of all agents that the ledger knows, to look at."""

@@ -13,7 +13,7 @@ from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent
 from exporter.modus.usage import GROUPINGS, Grouping, UsageReport
 from exporter.runs.threads import Committer, KeptThreads
-from exporter.runs.usage import HOUR, REVISED, summed
+from exporter.runs.usage import HOUR, REVISED, UsageAccount, summed
 
 if TYPE_CHECKING:  # both are handed in
     from exporter.modus.client import ModusClient
@@ -68,6 +68,7 @@ class UsageReader:
         self._next = -float("inf")  # monotonic seconds
         self._whole_hour = -1  # in which all that may be revised was read last
         self._longest = LONGEST  # hours of one request
+        self._account: UsageAccount | None = None  # of the report that is read: its lease may end meanwhile
         self._failure: ApiError | None = None  # of the newest attempt
         if earlier and settings.is_on:
             self.last_read, self._failure = earlier.last_read, earlier._failure
@@ -114,6 +115,8 @@ class UsageReader:
         hour = int(now // HOUR) * HOUR
         failure = None
         self._deadline = Deadline(0.0 if self._closed else PATIENCE)
+        with self._ledger.usage() as account:
+            self._account = account
         try:
             for grouping in GROUPINGS:
                 self._read_grouping(grouping, hour, find, in_use)
@@ -132,7 +135,7 @@ class UsageReader:
         self, grouping: Grouping, hour: int, find: Callable[[str], str | None], in_use: set[str]
     ) -> None:
         """Read all hours that may have changed, the oldest first. Raises ApiError."""
-        with self._ledger.usage() as account:
+        with self._ledger.usage(self._account) as account:
             read_until = account.read_until(grouping)
         if read_until is None:
             begin = hour - int(self._ledger.lookback // HOUR) * HOUR
@@ -150,18 +153,18 @@ class UsageReader:
                 continue
             self._count(grouping, report, find)
             begin = until
-            with self._ledger.usage() as account:
+            with self._ledger.usage(self._account) as account:
                 account.close_hours(grouping, min(until, hour), in_use.__contains__)
-        with self._ledger.usage() as account:
+        with self._ledger.usage(self._account) as account:
             account.end_base(grouping)
 
     def _count(self, grouping: Grouping, report: UsageReport, find: Callable[[str], str | None]) -> None:
         given = dict.fromkeys(bucket.group for bucket in report.buckets)
-        with self._ledger.usage() as account:
+        with self._ledger.usage(self._account) as account:
             names = account.names(grouping, given, find, self._ledger.clock())
         sums = iter(summed(report.buckets, names))
         while piece := list(islice(sums, AT_ONCE)):
-            with self._ledger.usage() as account:
+            with self._ledger.usage(self._account) as account:
                 account.record(grouping, piece)
         if report.malformed and not self._told_malformed:
             self._told_malformed = True

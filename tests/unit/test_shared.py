@@ -2,6 +2,8 @@
 
 import io
 import logging
+import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 from exporter.app import App
 from exporter.config import AgentConfig, Config, Modus, State
 from exporter.deadline import Deadline
-from exporter.demo.simulator import SimulatedModus
+from exporter.demo.simulator import SimulatedModus, SimulatedUse
 from exporter.metrics.table import AgentSnapshot
 from exporter.modus.discovery import shard_of
-from exporter.runs import fleet, importing, leases, leasetable, tables
+from exporter.modus.model import Agent
+from exporter.runs import fleet, importing, leases, leasetable, tables, usagereader
 from exporter.runs.account import KEEP
 from exporter.runs.database import Cursor
 from exporter.runs.ledger import Ledger
@@ -32,6 +35,7 @@ from tests.e2e.scarce import no_room, small_disk
 from tests.postgres import NOBODY, PASSWORD, Postgres, running
 from tests.simulation import BOUNDS, DAY, START, Clock, Exporter, finished, settings
 from tests.unit.test_ledger import a_run
+from tests.webfiles import Authority
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("postgres")]
 AGENT = 7
@@ -400,6 +404,39 @@ def test_a_usage_report_that_outlives_its_lease_holds_up_no_commit(
         assert not server.ask("SELECT FROM modus_agent")
 
 
+def test_a_usage_report_is_counted_for_the_lease_that_it_was_begun_under(
+    server: Postgres, boot: BootClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another member has the usage while the report is read: half of a report is not a whole one."""
+    monkeypatch.setattr(usagereader, "LONGEST", 12)
+    modus = SimulatedModus(fleet={})
+    modus.add_agent(AGENT, "Any agent")
+    for hours in (2, 60):
+        modus.uses.append(SimulatedUse(AGENT, "large", modus.clock() - hours * 3600))
+    member = Exporter(modus, server.database, settings(AGENT, lookback=3 * DAY))  # type: ignore[arg-type]
+    with closing(member):
+        book, reader, asked = member.ledger, member.collector._usage, modus.requests
+        book.leases.want(frozenset({USAGE_ID}), Deadline(20.0))
+        wait_for("it is ours", lambda: book.leases.holds(USAGE_ID))
+
+        def interrupt() -> None:
+            if len(asked) == 3:
+                member.api.before = lambda: None
+                boot.ahead += fleet.IDLE
+                wait_for("it has left the fleet", lambda: not server.ask("SELECT FROM modus_member"))
+                book.leases.want(frozenset({USAGE_ID}), Deadline(20.0))
+                wait_for("it is ours again", lambda: book.leases.holds(USAGE_ID))
+
+        member.api.before = interrupt
+        for _ in range(2):
+            reader.read(modus.clock(), [Agent(AGENT, "Any agent")])
+        book.commit()
+        assert book.up
+        with book.usage() as account:
+            assert account.shown is not None
+            assert account.shown.totals["agent"][str(AGENT)].calls == 2
+
+
 def test_nothing_but_what_is_durable_is_shown(make_fleet: Callable[[int], Fleet]) -> None:
     """Another exporter may have to go on from there."""
     team = make_fleet(1)
@@ -490,6 +527,26 @@ def test_a_database_that_hangs_costs_no_more_than_one_that_is_away(
     finally:
         team.server.go_on()
     team.settle()
+
+
+def test_a_slow_database_costs_time_and_nothing_else(make_fleet: Callable[[int], Fleet]) -> None:
+    team = make_fleet(4)
+    team.join()
+    team.scrape()
+    team.server.do(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        "BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END $$"
+    )
+    for table in ("member", "lease", "agent", "counted"):
+        team.server.do(
+            f"CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON modus_{table} EXECUTE FUNCTION wait()"
+        )
+    team.join()
+    assert team.settle() == [2, 2]
+    for agent_id in team.agents:
+        team.end_run(agent_id)
+    team.counts(2)
+    assert all(member.collector.scrape(None).ledger_up for member in team.members)
 
 
 @pytest.mark.root
@@ -807,6 +864,45 @@ def test_the_password_may_be_in_a_file_that_is_read_for_each_connection(
         wait_for("it cannot connect", lambda: book.commit() or not book.up)
         file.write_text(PASSWORD)
         wait_for("it is back", lambda: book.commit() or book.up)
+
+
+def test_the_password_may_be_in_the_environment(
+    server: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    with closing(open_ledger(Database(DatabaseUrl(server.url.replace(f":{PASSWORD}", ""))), clock)) as book:
+        record(book, a_run())
+        book.commit()
+        assert book.up
+
+
+def test_tls_is_as_the_url_says_and_another_authority_is_one_line(clock: Clock) -> None:
+    with running() as server:
+        authority, other = Authority(server.directory), Authority(server.directory, "other")
+        authority.issue("database")
+        key = server.directory / "database.key"
+        key.chmod(0o600)
+        if os.geteuid() == 0:
+            shutil.chown(key, NOBODY)
+        with server.connect("postgres") as db:
+            db.execute("ALTER SYSTEM SET ssl = on")
+            db.execute(f"ALTER SYSTEM SET ssl_cert_file = '{server.directory / 'database.crt'}'")
+            db.execute(f"ALTER SYSTEM SET ssl_key_file = '{key}'")
+            db.execute("SELECT pg_reload_conf()")
+
+        def url(ca: Authority) -> Database:
+            return Database(DatabaseUrl(f"{server.url}&sslmode=verify-full&sslrootcert={ca.file}"))
+
+        wait_for("the server speaks TLS", lambda: server.ask("SHOW ssl") == [("on",)])
+        with closing(open_ledger(url(authority), clock)) as book:
+            record(book, a_run())
+            book.commit()
+            used = "SELECT application_name, ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+            ours = {name: ssl for name, ssl in server.ask(used) if str(name).startswith("modus-exporter")}
+            assert ours == {"modus-exporter ledger": True, "modus-exporter leases": True}
+        with pytest.raises(LedgerError, match="certificate verify failed") as caught:
+            Ledger(url(other), BOUNDS, lookback=DAY)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["postgresql://a:b@[::1/x", "postgresql://u:secret-word@[h/d"])
