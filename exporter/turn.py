@@ -2,8 +2,11 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PATIENCE = 1.0  # seconds after which a thread computes out of turn: whoever has it may hang
 
@@ -12,7 +15,7 @@ class Turn:
     """What a thread holds while it computes, and gives up while it waits.
 
     Without it hundreds of threads may want the interpreter at once, which serves them in turn: whoever else
-    wants it, as the web server does, waits for all of them each time. What may block belongs into `waiting`.
+    wants it, as the web server does, waits for all of them each time. What may block belongs into `wait`.
     """
 
     def __init__(self) -> None:
@@ -28,22 +31,19 @@ class Turn:
             self._holder = None
             self._lock.release()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Let others compute during the block; of no effect in a thread that does not hold the turn."""
+    def wait(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `work` returns, which mostly waits: others compute meanwhile, if this thread has the turn."""
         if self._holder != threading.get_ident():
-            yield
-            return
+            return work(*args, **kwargs)
         self.__exit__()
         try:
-            yield
+            return work(*args, **kwargs)
         finally:
             self.__enter__()
 
     def sleep(self, seconds: float) -> None:
         """Sleep, and let others compute."""
-        with self.waiting():
-            time.sleep(seconds)
+        self.wait(time.sleep, seconds)
 
 
 TURN = Turn()  # of the process, as the interpreter's lock is

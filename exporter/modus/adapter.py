@@ -24,6 +24,7 @@ from exporter.modus.errors import ApiError, SilentConnectionError
 from exporter.modus.pacing import SLICE
 from exporter.modus.response import Response
 from exporter.modus.tls import Trust, bundle
+from exporter.turn import TURN
 
 KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
 
@@ -95,7 +96,7 @@ class _Patient:
         while True:
             self.settimeout(exchange.wait())  # type: ignore[attr-defined]
             try:
-                received = receive(*args)
+                received = TURN.wait(receive, *args)
             except TimeoutError:
                 continue
             exchange.answered()
@@ -111,7 +112,7 @@ class _TlsSocket(_Patient, ssl.SSLSocket):
         while True:
             self.settimeout(self.connection.exchange.wait())
             with contextlib.suppress(TimeoutError):
-                return super().do_handshake(block)
+                return TURN.wait(super().do_handshake, block)
 
 
 class _Connection:
@@ -153,7 +154,8 @@ class _Connection:
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that answers; each gets its share of the time that is left."""
         conn: Any = self
-        addresses = socket.getaddrinfo(conn.host.strip("[]"), conn.port, type=socket.SOCK_STREAM)
+        host = conn.host.strip("[]")
+        addresses = TURN.wait(socket.getaddrinfo, host, conn.port, type=socket.SOCK_STREAM)
         failure: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
         for left, (*kind, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
             deadline: Deadline = conn.exchange.deadline
@@ -177,7 +179,7 @@ def _connect(sock: socket.socket, address: Any, deadline: Deadline) -> None:
     while error == errno.EINPROGRESS:
         if deadline.passed():
             raise TimeoutError
-        if wait_for_write(sock, min(deadline.left(), SLICE)):
+        if TURN.wait(wait_for_write, sock, min(deadline.left(), SLICE)):
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error:
         raise OSError(error, os.strerror(error))

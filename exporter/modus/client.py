@@ -26,6 +26,7 @@ from exporter.modus.routes import Routes
 from exporter.modus.secret import secret_of
 from exporter.modus.urls import api_base, encoded
 from exporter.modus.usage import Grouping, UsageReport, decode_report, iso
+from exporter.turn import TURN
 
 HEADERS = {
     "Accept": "application/json",
@@ -70,7 +71,7 @@ class ModusClient:
         max_requests_per_second: float | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = TURN.sleep,
         jitter: Callable[[], float] = random.random,
         requests_so_far: RequestStats | None = None,
     ) -> None:

@@ -14,6 +14,7 @@ from exporter.runs.ledger import Ledger
 from exporter.runs.reader import AgentReader, Memory, Reading
 from exporter.runs.state import Watermark
 from exporter.runs.threads import Committer, KeptThreads
+from exporter.turn import TURN
 
 STRAGGLER = 0.25  # seconds past the deadline for what was read up to it
 PIECE = 10_000  # runs after which a long pass has what it found committed; an agent counts as AGENT of them
@@ -97,7 +98,8 @@ class Scrape:
                     agent_id = self._left.popleft()
                 except IndexError:  # another thread was quicker
                     return
-                self._read_one(agent_id, reader, reconcile=agent_id in reconcile)
+                with TURN:
+                    self._read_one(agent_id, reader, reconcile=agent_id in reconcile)
 
         if not agent_ids:
             return

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from exporter import turn
 from exporter.deadline import Deadline
 from exporter.demo.simulator import Answer, SimulatedModus
 from exporter.metrics.collector import RunsCollector
@@ -26,6 +27,7 @@ from exporter.modus.model import LONGEST_LABEL, AgentsPage, RunsPage
 from exporter.modus.routes import LOOK_AGAIN
 from exporter.runs.ledger import Ledger
 from exporter.runs.scrape import STRAGGLER
+from exporter.turn import TURN
 from exporter.waits import waited
 from tests.e2e.harness import wait_for
 from tests.simulation import BOUNDS, ILL, START, WELL, Clock, DirectApi, finished, settings
@@ -337,7 +339,7 @@ class Gates(DirectApi):
     def runs(self, agent_id: int, **query: Any) -> RunsPage:
         if gate := self.gates.get(agent_id):
             self.waiting.append(agent_id)
-            gate.wait(HANG)
+            TURN.wait(gate.wait, HANG)
         return super().runs(agent_id, **query)
 
     def agents(self, **query: Any) -> AgentsPage:
@@ -358,6 +360,40 @@ def gates() -> Iterator[Gates]:
     for gate in [*gates.gates.values(), gates.list_gate]:
         if gate:
             gate.set()
+
+
+class Computing(DirectApi):
+    """Requests of which each computes for a moment; `most` of them did at once."""
+
+    now = most = 0
+
+    def runs(self, agent_id: int, **query: Any) -> RunsPage:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        threading.Event().wait(0.001)  # as when the interpreter serves another thread
+        self.now -= 1
+        return super().runs(agent_id, **query)
+
+
+def test_one_thread_that_reads_computes_at_a_time_so_that_the_server_answers_meanwhile() -> None:
+    agents, modus = range(1, 33), SimulatedModus(fleet={}, clock=Clock())
+    for agent_id in agents:
+        modus.add_agent(agent_id, f"Agent {agent_id}")
+    api = Computing(modus)
+    collector, _ = direct(modus, parallel(settings(*agents), concurrency=8), api=api)
+    assert collector.scrape(HANG).complete
+    assert api.most == 1
+
+
+def test_threads_that_wait_for_the_api_wait_side_by_side(
+    modus: SimulatedModus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "PATIENCE", HANG)
+    both = threading.Barrier(2)
+    modus.fault = lambda request: both.wait(HANG / 2) and None
+    exporter = Exporter(modus, None, parallel(settings(ILL, WELL)))
+    assert all(agent.up for agent in exporter.scrape().values())
+    exporter.close()
 
 
 def test_a_request_left_behind_by_one_scrape_does_not_cut_the_next_one_short(gates: Gates) -> None:

@@ -35,9 +35,8 @@ def test_a_thread_that_waits_lets_others_compute(monkeypatch: pytest.MonkeyPatch
     it, arrived, release, computed = Turn(), threading.Event(), threading.Event(), threading.Event()
 
     def wait() -> None:
-        with it, it.waiting():
-            arrived.set()
-            release.wait(HANG)
+        with it:
+            it.wait(lambda: arrived.set() or release.wait(HANG))  # type: ignore[func-returns-value]
 
     def compute() -> None:
         with it:
