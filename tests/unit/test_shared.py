@@ -167,6 +167,22 @@ def test_what_is_read_beside_the_exporter_is_what_it_has(place: Place, clock: Cl
         assert found.agents[AGENT].totals == book.agents()[AGENT].totals
 
 
+def test_what_is_read_beside_the_exporter_is_of_one_moment(server: Postgres, clock: Clock) -> None:
+    decoded = tables._decoded
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        book.commit()
+
+        def meanwhile(*row: object) -> object:
+            record(book, a_run("wf:2"))
+            book.commit()
+            return decoded(*row)  # type: ignore[arg-type]
+
+        with patch.object(tables, "_decoded", meanwhile):
+            assert read_state(server.database).counted[AGENT].keys() == {"wf:1"}
+        assert read_state(server.database).counted[AGENT].keys() == {"wf:1", "wf:2"}
+
+
 # --- leases ---
 
 
@@ -345,6 +361,41 @@ def test_who_lost_its_leases_without_noticing_can_write_nothing(
     leases._until = 0.0
     late.close()
     assert new.ledger.up
+
+
+def test_a_lease_counts_from_before_the_request_that_renewed_it(
+    make_fleet: Callable[[int], Fleet], boot: BootClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database may have renewed it at the beginning, and answer at last."""
+    team = make_fleet(2)
+    member = team.join()
+    team.scrape()
+    renew, renewed = leasetable.renew, []
+
+    def slow(*given: object) -> bool:
+        boot.ahead += TERM - leases.MARGIN
+        renewed.append(boot())
+        return renew(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(leasetable, "renew", slow)
+    wait_for("it was renewed", lambda: len(renewed) > 1)
+    assert not any(member.scrape() for _ in range(5))
+
+
+def test_a_new_membership_begins_without_the_agents_of_the_one_before(
+    server: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        join, shown = leasetable.join, []
+
+        def joined(cursor: Cursor, member: int, name: str, term: float) -> None:
+            join(cursor, member, name, term)
+            shown.append(book.leases.epoch(AGENT))
+
+        monkeypatch.setattr(leasetable, "join", joined)
+        server.do("DELETE FROM modus_member")
+        wait_for("it is a member again", lambda: shown)
+        assert shown == [None]
 
 
 def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Postgres) -> None:
