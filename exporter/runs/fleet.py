@@ -1,6 +1,6 @@
 """A member of a fleet: its membership and its leases in the shared database, on a thread of their own.
 
-A lease is a row with its owner and an epoch that grows each time it changes hands. It is worth something
+A lease is a row with its owner and an epoch that grows each time it is taken. It is worth something
 while the owner is a member; memberships end by the database's clock, and are renewed every `TICK`. Ours
 counts from before the request that renewed it, and less a margin: whoever takes over waits longer.
 """

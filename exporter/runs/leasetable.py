@@ -82,7 +82,7 @@ def take(cursor: Cursor, member: int, agent_ids: Collection[int], number: int) -
 def free(cursor: Cursor, member: int, agent_ids: Collection[int]) -> None:
     """Give leases back."""
     cursor.execute(
-        "UPDATE modus_lease SET owner = NULL, epoch = epoch + 1, since = clock_timestamp() "
+        "UPDATE modus_lease SET owner = NULL, since = clock_timestamp() "
         "WHERE owner = %s AND agent_id = ANY(%s::bigint[])",
         [member, list(agent_ids)],
     )

@@ -84,7 +84,7 @@ def prepare(cursor: Cursor, place: str, meta: Meta, *, reset_histogram: bool) ->
     if changed:
         _set_meta(cursor, msgspec.structs.replace(found, version=SCHEMA_VERSION))
         cursor.execute("DELETE FROM modus_member")
-        cursor.execute("UPDATE modus_lease SET owner = NULL, epoch = epoch + 1")
+        cursor.execute("UPDATE modus_lease SET owner = NULL")
     return found
 
 

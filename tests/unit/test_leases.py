@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from exporter.runs.leases import MARGIN, TERM, TICK, Watch, boot_clock, quota, surplus
 
-LOAD = 10_000  # agents a second that a member loads: `python -m benchmarks.shared` measured more
+LOAD = 1_000  # agents with 100 runs each that a member loads in a second: `python -m benchmarks.shared`
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(0, 200))
@@ -147,7 +147,7 @@ def test_a_fleet_of_12_with_100_000_agents_on_paper() -> None:
 
     fleet.stop(3)  # it gives its agents back at once
     began, fleet.moves = fleet.now, 0
-    fleet.run(2 * TICK)
+    fleet.run(3 * TICK)
     assert not fleet.free, f"agents wait {fleet.now - began} s after a member has left"
     assert fleet.moves <= agents / members + 1
 

@@ -24,6 +24,7 @@ from exporter.runs.database import Cursor
 from exporter.runs.ledger import Ledger
 from exporter.runs.postgres import SharedStore
 from exporter.runs.reader import Memory, Reading
+from exporter.runs.runlog import RunLog
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, Meta, Watermark
 from exporter.runs.state import State as Stored
 from exporter.runs.store import Change, Database, Leases, LedgerError, Place, StoreError, read_state
@@ -327,6 +328,7 @@ def test_a_member_that_dies_loses_its_agents_when_its_term_is_over(
     team.settle()
     dead = team.members.pop()
     leases = abandon(dead.ledger)
+    epochs = team.server.ask("SELECT agent_id, epoch FROM modus_lease WHERE owner = %s", leases.member)
     for agent_id in team.agents:
         team.end_run(agent_id)
     assert len(team.scrape()[0]) == 3, "the term is not over"
@@ -335,6 +337,8 @@ def test_a_member_that_dies_loses_its_agents_when_its_term_is_over(
     team.counts(2)
     assert dead.scrape() == {}, "it shows what another one has"
     dead.close()
+    now = dict(team.server.ask("SELECT agent_id, epoch FROM modus_lease"))  # type: ignore[arg-type]
+    assert {agent_id: now[agent_id] - epoch for agent_id, epoch in epochs} == dict.fromkeys(dict(epochs), 1)  # type: ignore[operator,call-overload]
 
 
 @pytest.mark.usefixtures("all_terms_over")
@@ -361,6 +365,71 @@ def test_who_lost_its_leases_without_noticing_can_write_nothing(
     leases._until = 0.0
     late.close()
     assert new.ledger.up
+
+
+def test_agents_are_given_back_a_tick_after_they_were_shown_last(
+    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that shows them may still be on its way."""
+    team, shown = make_fleet(6), dict[int, set[int]]()
+    renew, free, freed = leasetable.renew, leasetable.free, set[int]()
+
+    def renewed(cursor: Cursor, member: int, *more: float) -> bool:
+        for each in (other.ledger.leases for other in team.members):
+            if isinstance(each, fleet.Fleet) and each.member == member:
+                shown[member] = set(filter(each.holds, team.agents))
+        return renew(cursor, member, *more)  # type: ignore[arg-type]
+
+    def given_back(cursor: Cursor, member: int, agent_ids: Collection[int]) -> None:
+        assert not shown[member].intersection(agent_ids), "they are given back in the same tick"
+        freed.update(agent_ids)
+        free(cursor, member, agent_ids)
+
+    with monkeypatch.context() as watched:
+        watched.setattr(leasetable, "renew", renewed)
+        watched.setattr(leasetable, "free", given_back)
+        team.join()
+        team.scrape()
+        team.join()
+        team.settle()
+    assert len(freed) == 3
+
+
+def test_whose_clock_jumps_ends_no_membership(
+    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database's clock must say so too."""
+    team = make_fleet(4)
+    team.join()
+    team.join()
+    team.settle()
+    before = team.server.ask("SELECT id FROM modus_member ORDER BY id")
+    looks: list[int] = []
+    monkeypatch.setattr(leases.Watch, "dead", lambda _, renewals, now: looks.append(0) or set(renewals))
+    wait_for("both have looked", lambda: len(looks) > 6)
+    assert team.server.ask("SELECT id FROM modus_member ORDER BY id") == before
+
+
+def test_nobody_gives_back_or_marks_what_another_has(server: Postgres, clock: Clock) -> None:
+    """As who stood still, and then stops."""
+    with closing(open_ledger(server.database, clock)):
+        before = server.ask("SELECT * FROM modus_lease")
+        with server.connect() as db, db.cursor() as cursor:
+            leasetable.free(cursor, 12345, [AGENT])  # type: ignore[arg-type]
+            leasetable.note_said(cursor, 12345, {AGENT: 1})  # type: ignore[arg-type]
+        assert server.ask("SELECT * FROM modus_lease") == before
+
+
+def test_who_counts_in_other_buckets_than_the_fleet_falls_silent_and_says_why(
+    make_fleet: Callable[[int], Fleet], caplog: pytest.LogCaptureFixture
+) -> None:
+    team = make_fleet(2)
+    old = team.join()
+    team.scrape()
+    Ledger(team.server.database, (1.0, 2.0), lookback=DAY, reset_histogram=True).close()
+    wait_for("it is silent", lambda: not old.scrape())
+    said = [getattr(line, "fields", {}).get("error", "") for line in caplog.records]
+    assert any("the fleet counts in other histogram.buckets" in error for error in said)
 
 
 def test_a_lease_counts_from_before_the_request_that_renewed_it(
@@ -530,6 +599,37 @@ def test_agents_that_nobody_wants_any_more_are_forgotten(
         wait_for("it is forgotten", lambda: read_state(server.database).agents.keys() == {AGENT})
         assert read_state(server.database).counted.keys() == {AGENT}
         assert counted(book) == 1
+
+
+def test_only_what_nobody_wants_or_has_for_long_is_forgotten(server: Postgres, clock: Clock) -> None:
+    Ledger(server.database, BOUNDS, lookback=DAY, clock=clock).close()
+    server.do("INSERT INTO modus_member VALUES (1, 'any', now() + interval '1 hour', 0, 0)")
+    wanted, leased, young = range(1, 4)
+    server.do("INSERT INTO modus_lease (agent_id, since) SELECT n, '-infinity' FROM generate_series(1, 4) n")
+    server.do("UPDATE modus_lease SET owner = 1 WHERE agent_id = %s", leased)
+    server.do("UPDATE modus_lease SET since = now() WHERE agent_id = %s", young)
+    with server.connect() as db, db.cursor() as cursor:
+        leasetable.sweep(cursor, {wanted}, 3600.0)  # type: ignore[arg-type]
+    assert {id_ for (id_,) in server.ask("SELECT agent_id FROM modus_lease")} == {wanted, leased, young}
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "stops"])
+def test_a_line_for_the_log_is_not_said_again_by_the_next_member(
+    server: Postgres, clock: Clock, caplog: pytest.LogCaptureFixture, dies: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    with closing(open_ledger(server.database, clock)) as book:
+        book.run_log = RunLog("all")
+        record(book)
+        record(book, a_run())
+        book.commit()
+        if dies:
+            wait_for("it is marked", lambda: server.ask("SELECT FROM modus_lease WHERE said > 0"))
+            abandon(book)
+            server.do("DELETE FROM modus_member")
+    with closing(open_ledger(server.database, clock)) as book:
+        book.commit()
+    assert caplog.messages.count("run ended") == 1
 
 
 # --- the database fails ---
