@@ -27,7 +27,7 @@ from exporter.runs.reader import Memory, Reading
 from exporter.runs.runlog import RunLog
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, Meta, Watermark
 from exporter.runs.state import State as Stored
-from exporter.runs.store import Change, Database, Leases, LedgerError, Place, StoreError, read_state
+from exporter.runs.store import Change, Database, Leases, LedgerError, Place, StoreError, Taken, read_state
 from exporter.scalars import DatabaseUrl, Secret
 from exporter.waits import waited
 from exporter.web.messages import HTTPError
@@ -372,7 +372,8 @@ def test_agents_are_given_back_a_tick_after_they_were_shown_last(
 ) -> None:
     """An answer that shows them may still be on its way."""
     team, shown = make_fleet(6), dict[int, set[int]]()
-    renew, free, freed = leasetable.renew, leasetable.free, set[int]()
+    renew, free = leasetable.renew, leasetable.free
+    freed, early = set[int](), set[int]()
 
     def renewed(cursor: Cursor, member: int, *more: float) -> bool:
         for each in (other.ledger.leases for other in team.members):
@@ -381,7 +382,7 @@ def test_agents_are_given_back_a_tick_after_they_were_shown_last(
         return renew(cursor, member, *more)  # type: ignore[arg-type]
 
     def given_back(cursor: Cursor, member: int, agent_ids: Collection[int]) -> None:
-        assert not shown[member].intersection(agent_ids), "they are given back in the same tick"
+        early.update(shown[member].intersection(agent_ids))
         freed.update(agent_ids)
         free(cursor, member, agent_ids)
 
@@ -393,6 +394,7 @@ def test_agents_are_given_back_a_tick_after_they_were_shown_last(
         team.join()
         team.settle()
     assert len(freed) == 3
+    assert not early, "they are given back in the tick in which they were shown"
 
 
 def test_whose_clock_jumps_ends_no_membership(
@@ -465,6 +467,65 @@ def test_a_new_membership_begins_without_the_agents_of_the_one_before(
         server.do("DELETE FROM modus_member")
         wait_for("it is a member again", lambda: shown)
         assert shown == [None]
+
+
+def test_a_membership_that_ends_while_agents_are_loaded_brings_none(
+    server: Postgres, clock: Clock, boot: BootClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have them by then."""
+    read_rows, ended, owners = tables.read_rows, [], []
+
+    def interrupted(*given: object) -> object:
+        rows = read_rows(*given)  # type: ignore[arg-type]
+        if not ended:
+            ended.append(server.do("DELETE FROM modus_member"))
+            boot.ahead += 1.0
+        return rows
+
+    monkeypatch.setattr(tables, "read_rows", interrupted)
+    book = Ledger(server.database, BOUNDS, lookback=DAY, clock=clock)
+    with closing(book):
+        take = book.take
+
+        def taken(agents: Iterable[Taken]) -> None:
+            owners.append((server.ask("SELECT owner FROM modus_lease")[0][0], book.leases.member))  # type: ignore[attr-defined]
+            take(agents)
+
+        with patch.object(book, "take", taken):
+            wait_for("it is ours", lambda: _wanted(book) and book.leases.holds(AGENT))
+        assert all(owner == member for owner, member in owners)
+
+
+def _wanted(book: Ledger) -> bool:
+    book.leases.want(frozenset({AGENT}), Deadline(0.1))
+    return True
+
+
+def test_a_member_renews_while_it_loads_many_agents(
+    server: Postgres, clock: Clock, boot: BootClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = range(1, 6)
+    with closing(open_ledger(server.database, clock, *agents)) as book:
+        for agent_id in agents:
+            record(book, a_run(f"wf:{agent_id}"), agent_id=agent_id)
+    said: list[str] = []
+    renew, read = leasetable.renew, tables.read_counted
+
+    def renewed(*given: object) -> bool:
+        said.append("renewed")
+        return renew(*given)  # type: ignore[arg-type]
+
+    def slow(*given: object) -> None:
+        said.append("loaded")
+        boot.ahead += 1.0
+        read(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tables, "IDS_AT_ONCE", 1)
+    monkeypatch.setattr(leasetable, "renew", renewed)
+    monkeypatch.setattr(tables, "read_counted", slow)
+    with closing(open_ledger(server.database, clock, *agents)) as book:
+        assert all(map(book.leases.holds, agents))
+    assert said[:10] == ["renewed", "loaded"] * 5
 
 
 def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Postgres) -> None:
