@@ -525,7 +525,8 @@ def test_a_member_renews_while_it_loads_many_agents(
     monkeypatch.setattr(tables, "read_counted", slow)
     with closing(open_ledger(server.database, clock, *agents)) as book:
         assert all(map(book.leases.holds, agents))
-    assert said[:10] == ["renewed", "loaded"] * 5
+    assert said.count("loaded") == 5
+    assert "loaded loaded" not in " ".join(said)
 
 
 def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Postgres) -> None:
