@@ -90,10 +90,10 @@ class World:
     def end(self, run: SimulatedRun) -> None:
         self.modus.end_run(run, self.rng.choice(OUTCOMES))
 
-    def fail(self) -> None:
-        """Choose what is wrong with the API from now on."""
+    def fail(self, kind: str = "") -> None:
+        """Choose what is wrong with the API from now on, or have all requests fail in that way."""
         modus, rng = self.modus, self.rng
-        share, ill = rng.choice([0.05, 0.3, 1.0]), rng.choice(AGENTS)
+        share, ill = 1.0 if kind else rng.choice([0.05, 0.3, 1.0]), rng.choice(AGENTS)
         page = b"<html>Bad gateway</html>"
         kinds: dict[str, Callable[[], Answer | None]] = {
             "healthy": lambda: None,
@@ -110,7 +110,7 @@ class World:
             "one agent is gone": lambda: None,
             "one agent's date is odd": lambda: None,
         }
-        kind = rng.choice(list(kinds))
+        kind = kind or rng.choice(list(kinds))
         chance = random.Random(rng.random())  # noqa: S311 - the server's threads ask it
 
         def fault(request: Request) -> Answer | None:
@@ -455,6 +455,8 @@ def soak(minutes: float, seed: int, directory: Path) -> int:
     killed, steady = both.values()
     targets = f"127.0.0.1:{steady.port}", f"127.0.0.1:{killed.port}/mortal"
     try:
+        world.fail("too many items")  # what a thread keeps of the largest page, all have from now on
+        wait_for("all threads have met it", lambda: len(steady.seen.took) > 30)
         with crowd("callers", *targets) as callers, crowd("health", targets[0]) as health:
             run(world, killed, steady, time.monotonic() + minutes * 60)
             world.heal()
