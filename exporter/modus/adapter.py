@@ -4,24 +4,18 @@
 one pool, one TLS context, one proxy. The deadline travels as the `timeout` of the call.
 """
 
-import contextlib
-import errno
-import math
-import os
+import select
 import socket
-import ssl
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.util.wait import wait_for_write
 
 from exporter.deadline import Deadline
-from exporter.modus.errors import ApiError, SilentConnectionError
-from exporter.modus.pacing import SLICE
+from exporter.modus.errors import ApiError
+from exporter.modus.exchange import Exchange, PatientSocket, PatientTlsSocket, connect
 from exporter.modus.response import Response
 from exporter.modus.tls import Trust, bundle
 from exporter.turn import TURN
@@ -29,98 +23,18 @@ from exporter.turn import TURN
 KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
 
 
-class Exchange(urllib3.Timeout):
-    """The time of one request and its answer, handed to `requests` as its timeout.
-
-    urllib3 sets both parts of a timeout as the `timeout` of its connection: here both are this object, so
-    that the connection, and its socket, ask the deadline itself, which may move while they wait.
-    A connection that was there before has `patience` seconds for its first byte; `fresh` refuses such a one.
-    """
-
-    def __init__(self, deadline: Deadline, *, patience: float = math.inf, fresh: bool = False) -> None:
-        super().__init__()
-        self.deadline, self.fresh, self.reused = deadline, fresh, False
-        self._patience = patience
-        self._first_byte_by = math.inf  # on the deadline's clock; infinite once it has come
-
-    def clone(self) -> "Exchange":
-        """This one: it serves one request only."""
-        return self
-
-    @property
-    def connect_timeout(self) -> Any:
-        """This object, for the connection."""
-        return self
-
-    @property
-    def read_timeout(self) -> Any:
-        """This object, for the connection."""
-        return self
-
-    def reuse(self) -> None:
-        """It goes over a connection that was there before."""
-        self.reused = True
-        self._first_byte_by = self.deadline.monotonic() + self._patience
-
-    def answered(self) -> None:
-        """The first byte has come: the connection lives."""
-        self._first_byte_by = math.inf
-
-    def wait(self) -> float:
-        """Seconds to wait before asking again. Raises TimeoutError and SilentConnectionError."""
-        left = self.deadline.left()
-        if left <= 0.0:
-            raise TimeoutError
-        if self._first_byte_by < math.inf:
-            left = min(left, self._first_byte_by - self.deadline.monotonic())
-            if left <= 0.0:
-                raise SilentConnectionError
-        return left if left < SLICE else SLICE
-
-
-class _Patient:
-    """A socket whose waits end with the exchange of its connection; also when that is cut short meanwhile."""
-
-    connection: Any  # the one that the socket is of: it knows the exchange of the moment
-
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        size: int = self._patiently(super().recv_into, buffer, nbytes or 0)  # type: ignore[misc]
-        return size
-
-    def recv(self, bufsize: int = 1024, flags: int = 0) -> bytes:
-        data: bytes = self._patiently(super().recv, bufsize)  # type: ignore[misc]
-        return data
-
-    def _patiently(self, receive: Callable[..., Any], *args: Any) -> Any:
-        exchange = self.connection.exchange
-        while True:
-            self.settimeout(exchange.wait())  # type: ignore[attr-defined]
-            try:
-                received = TURN.wait(receive, *args)
-            except TimeoutError:
-                continue
-            exchange.answered()
-            return received
-
-
-class _Socket(_Patient, socket.socket):
-    pass
-
-
-class _TlsSocket(_Patient, ssl.SSLSocket):
-    def do_handshake(self, block: bool = False) -> None:
-        while True:
-            self.settimeout(self.connection.exchange.wait())
-            with contextlib.suppress(TimeoutError):
-                return TURN.wait(super().do_handshake, block)
-
-
 class _Connection:
     """What both kinds of connection do in their own way: connect, ask, and take an exchange for a timeout."""
 
     authority: str  # of the API: what `Host` says
     sock: Any
+    arrived: Any  # polls for what comes over the socket
     exchange: Exchange | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it can be used again: neither end nor bytes have come behind the last answer."""
+        return self.sock is not None and not self.arrived.poll(0)
 
     @property
     def timeout(self) -> Any:
@@ -144,7 +58,6 @@ class _Connection:
             raise requests.exceptions.InvalidHeader("characters that no line of a request can have")
         if self.sock is None:
             self.connect()  # type: ignore[attr-defined]
-        self.sock.settimeout(self.timeout)
         self.sock.sendall("\r\n".join([*lines, "", ""]).encode())
 
     def getresponse(self) -> Any:
@@ -159,31 +72,20 @@ class _Connection:
         failure: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
         for left, (*kind, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
             deadline: Deadline = conn.exchange.deadline
-            sock = _Socket(*kind)
+            sock = PatientSocket(*kind)
             try:
                 for option in conn.socket_options or ():
                     sock.setsockopt(*option)
-                _connect(sock, address, deadline.within(deadline.left() / left) if left > 1 else deadline)
+                connect(sock, address, deadline.within(deadline.left() / left) if left > 1 else deadline)
             except OSError as exc:
                 sock.close()
                 failure = exc
             else:
                 sock.connection = conn
+                self.arrived = select.poll()
+                self.arrived.register(sock, select.POLLIN)
                 return sock
         raise failure
-
-
-def _connect(sock: socket.socket, address: Any, deadline: Deadline) -> None:
-    sock.setblocking(False)
-    error = sock.connect_ex(address)
-    while error == errno.EINPROGRESS:
-        if deadline.passed():
-            raise TimeoutError
-        if TURN.wait(wait_for_write, sock, min(deadline.left(), SLICE)):
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if error:
-        raise OSError(error, os.strerror(error))
-    sock.settimeout(deadline.left())
 
 
 class _Http(_Connection, urllib3.connection.HTTPConnection):
@@ -237,7 +139,7 @@ class ModusAdapter(HTTPAdapter):
         pool.conn_kw["socket_options"] = _socket_options()
         pool.conn_kw["authority"] = urlsplit(base_url).netloc.rpartition("@")[2]
         if pool.scheme == "https":
-            pool.conn_kw["trust"] = Trust(bundle(ca_file), _TlsSocket)
+            pool.conn_kw["trust"] = Trust(bundle(ca_file), PatientTlsSocket)
         self.proxy = f"{pool.proxy.host}:{pool.proxy.port}" if pool.proxy else ""
         self._pool = pool
         self._base_length = len(base_url)

@@ -13,12 +13,13 @@ import urllib3
 from exporter import __version__
 from exporter.deadline import Deadline
 from exporter.modus import decode
-from exporter.modus.adapter import Exchange, ModusAdapter
+from exporter.modus.adapter import ModusAdapter
 from exporter.modus.answer import Answer, Call, Decoded, read
 from exporter.modus.apiclock import ApiClock, http_date
 from exporter.modus.body import LARGEST, Bodies, Room, allowed
 from exporter.modus.contact import Contact
 from exporter.modus.errors import REFUSED, ApiError, BodyTooLargeError, Fault, broken
+from exporter.modus.exchange import Exchange
 from exporter.modus.model import AgentsPage, RunDetails, RunsPage
 from exporter.modus.pacing import Pause, RateLimit, Retries
 from exporter.modus.requeststats import ApiStats, RequestStats

@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from exporter.deadline import Deadline
-from exporter.modus.adapter import Exchange, ModusAdapter
+from exporter.modus.adapter import ModusAdapter
 from exporter.modus.body import LARGE, PIECE
 from exporter.modus.client import ModusClient
 from exporter.modus.errors import ApiError
+from exporter.modus.exchange import Exchange
 from tests.wire import Peer, Wire, answering, counted, failure, forget_environment, page, response
 
 TOKEN = "modus_pat_org_prefix_secret"  # noqa: S105

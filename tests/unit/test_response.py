@@ -8,9 +8,10 @@ import pytest
 import requests
 
 from exporter.deadline import Deadline
-from exporter.modus.adapter import Exchange, ModusAdapter
+from exporter.modus.adapter import ModusAdapter
 from exporter.modus.client import ModusClient
 from exporter.modus.errors import ApiError
+from exporter.modus.exchange import Exchange
 from tests.wire import Wire, answering, forget_environment, page, response, run
 
 HANG = 10.0  # seconds: only a protection that is gone takes this long
