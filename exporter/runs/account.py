@@ -1,6 +1,5 @@
 """One agent's account: which of its runs count, and what they add up to."""
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +90,7 @@ class Account:
         """Totals that may be changed."""
         self.changed = True
         if self.state.totals is self._kept:
-            self.state.totals = copy.deepcopy(self.state.totals)
+            self.state.totals = self.state.totals.copied()
         return self.state.totals
 
     @property

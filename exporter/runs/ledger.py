@@ -93,20 +93,20 @@ class Ledger:
             account = self._accounts.get(agent_id)
             return replace(account.known() if account else Known(), epoch=self.leases.epoch(agent_id))
 
-    def record(self, agent_id: int, reading: Reading) -> None:
-        """Count what a reading found, also when an error cut it short; nothing is durable before `commit`.
+    def record(self, agent_id: int, reading: Reading) -> bool:
+        """Count what was read, also when an error cut it short; returns whether there is something to commit.
 
         What was read of an agent whose lease ended meanwhile is thrown away: its next owner reads it.
         """
         with self._lock:
             epoch = self.leases.epoch(agent_id)
             if epoch is None or epoch != reading.memory.epoch:
-                return
+                return False
             account = self._accounts.get(agent_id)
             if not reading.now:  # the API did not answer
                 if account:
                     account.mark_unread()
-                return
+                return account is not None
             ended_after = self._started + reading.skew if self._only_new else None
             if account is None:
                 account = Account.open(agent_id, reading.now, self.lookback, ended_after, self.bounds)
@@ -116,6 +116,7 @@ class Ledger:
                 account.state.ended_after = self._started + reading.skew
             account.run_log = self.run_log
             account.record(reading, self.bounds, self.lookback, self.clock, self._lines)
+            return account.changed
 
     def shown(self, agent_id: int) -> tuple[AgentState, Totals | None] | None:
         """The agent's state, and its totals as of the last durable commit, with new series at 0.

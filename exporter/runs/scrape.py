@@ -17,7 +17,7 @@ from exporter.runs.threads import Committer, KeptThreads
 from exporter.turn import TURN
 
 STRAGGLER = 0.25  # seconds past the deadline for what was read up to it
-PIECE = 10_000  # runs after which a long pass has what it found committed; an agent counts as AGENT of them
+PIECE = 10_000  # runs after which a long pass has them committed; an agent that changed counts as AGENT
 AGENT = 20
 
 log = logging.getLogger("exporter.runs.scrape")
@@ -134,15 +134,14 @@ class Scrape:
                 self._record(agent_id, reading)
 
     def _record(self, agent_id: int, reading: Reading) -> None:
-        number = len(reading.runs)
         try:
-            self._means.ledger.record(agent_id, reading)
+            if self._means.ledger.record(agent_id, reading):
+                self._uncommitted += AGENT + len(reading.runs)
         except Exception as error:
             reading = Reading(reading.watermark, reading.memory, error=ApiError.internal(error))
         self._means.memories[agent_id] = reading.memory
         reading.runs, reading.newest = [], None  # counted: all runs at once are too many
         self.readings[agent_id] = reading
-        self._uncommitted += AGENT + number
         if self._uncommitted >= PIECE:
             self._uncommitted = 0
             self._means.committer.request()

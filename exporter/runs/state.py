@@ -132,6 +132,20 @@ class Totals(msgspec.Struct, gc=False):
     approval_timeouts: int = 0
     newest: dict[str, dict[str, Exemplar]] = msgspec.field(default_factory=dict)  # runs, as in `finished`
 
+    def copied(self) -> "Totals":
+        """The same once more: nothing that can be changed is shared."""
+        durations, failures = copy(self.durations), copy(self.failures)
+        durations.buckets, durations.exemplars = durations.buckets[:], durations.exemplars[:]
+        durations.native = copy(durations.native)
+        durations.native.observed = durations.native.observed[:]
+        failures.ends = failures.ends[:]
+        totals = copy(self)
+        totals.durations, totals.failures = durations, failures
+        totals.finished = {status: dict(known) for status, known in self.finished.items()}
+        totals.newest = {status: dict(known) for status, known in self.newest.items()}
+        totals.unshown, totals.missed, totals.last_end = {*self.unshown}, {**self.missed}, {**self.last_end}
+        return totals
+
     def note_newest(self, status: str, trigger_type: str, run_id: str, end: float | None) -> None:
         """Keep the run if it is the newest of its kind, by end."""
         newest = self.newest.setdefault(status, {})

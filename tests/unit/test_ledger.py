@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -647,3 +648,28 @@ def test_what_is_much_is_committed_and_shown_in_pieces_of_whole_agents(
     book.commit()
     assert shown() == 5
     book.close()
+
+
+def changeable(value: object) -> Iterator[object]:
+    """What can be changed of a value, and in it: never empty, else nothing would tell it from another."""
+    if isinstance(value, dict | list | set):
+        assert value
+        yield value
+        for each in (*value, *(value.values() if isinstance(value, dict) else ())):
+            yield from changeable(each)
+    elif isinstance(value, msgspec.Struct) and not value.__struct_config__.frozen:
+        yield value
+        for name in value.__struct_fields__:
+            yield from changeable(getattr(value, name))
+
+
+def test_totals_that_are_shown_share_nothing_with_those_that_go_on_counting(clock: Clock) -> None:
+    book = ledger(None, clock)
+    clock.advance(600)
+    record(book, a_run("wf:1", end=START + 10), a_run("wf:2", "error", end=START + 20))
+    counted = totals(book)
+    counted.unshown.add(("error", "api"))
+    copied = counted.copied()
+    assert copied == counted
+    assert len(list(changeable(counted))) > 10
+    assert not {*map(id, changeable(counted))} & {*map(id, changeable(copied))}

@@ -23,7 +23,7 @@ from exporter.modus.client import ModusClient
 from exporter.modus.model import RunsPage
 from exporter.modus.response import Response
 from exporter.runs.store import read_state
-from exporter.runs.threads import KeptThreads
+from exporter.runs.threads import Committer, KeptThreads
 from tests.e2e.harness import wait_for
 from tests.simulation import Clock, Exporter, settings
 from tests.unit.test_ledger import a_run, ledger, reading
@@ -224,6 +224,29 @@ def test_a_commit_writes_the_runs_of_an_agent_in_few_statements(tmp_path: Path) 
     assert 10 <= len(statements) <= 20
     book.close()
     assert not read_state(str(tmp_path / "state.db")).counted[1]
+
+
+def test_a_pass_commits_before_its_end_what_changed_and_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each commit looks at all agents."""
+    monkeypatch.setattr("exporter.runs.scrape.PIECE", 100)
+    requests: list[int] = []
+    request = Committer.request
+
+    def counted(committer: Committer) -> int:
+        requests.append(request(committer))
+        return requests[-1]
+
+    monkeypatch.setattr(Committer, "request", counted)
+    world.scrape()
+    assert len(requests) > len(AGENTS) / 4
+    for changed in (0, 1):
+        if changed:
+            world.modus.start_run(1, world.clock() - 100, lasts=30.0)
+        requests.clear()
+        world.scrape()
+        assert len(requests) == 1
 
 
 def test_pages_are_let_go_with_the_last_who_uses_them(tmp_path: Path) -> None:
