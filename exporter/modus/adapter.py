@@ -107,6 +107,35 @@ class _Https(_Connection, urllib3.connection.HTTPSConnection):
         super().connect()
 
 
+class _Pool:
+    """The pool of urllib3, as `requests` asks it; over a connection that is there without all its questions.
+
+    They cost as much as the exchange itself, and are about what is settled: retries, redirects, the host.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    def urlopen(self, method: str, url: str, headers: Any, timeout: Exchange, **options: Any) -> Any:
+        """The answer, as far as its headers. Raises OSError, HTTPException, and what urllib3 raises."""
+        pool = self._pool
+        conn = pool._get_conn()
+        if not pool.proxy:
+            conn.timeout = timeout
+        if pool.proxy or conn.sock is None:
+            pool._put_conn(conn)
+            return pool.urlopen(method=method, url=url, headers=headers, timeout=timeout, **options)
+        try:
+            conn.request(method, url, headers=headers)
+            response = conn.getresponse()
+        except BaseException:
+            conn.close()
+            pool._put_conn(conn)
+            raise
+        response._pool, response._connection = pool, conn
+        return response
+
+
 class _Answer(requests.Response):
     _content: Any = False
     _content_consumed = False
@@ -141,13 +170,13 @@ class ModusAdapter(HTTPAdapter):
         if pool.scheme == "https":
             pool.conn_kw["trust"] = Trust(bundle(ca_file), PatientTlsSocket)
         self.proxy = f"{pool.proxy.host}:{pool.proxy.port}" if pool.proxy else ""
-        self._pool = pool
+        self._pool, self._asked = pool, _Pool(pool)
         self._base_length = len(base_url)
         self._target = super().request_url(request, proxies)
 
     def get_connection_with_tls_context(self, *_: Any, **__: Any) -> Any:
         """The one pool."""
-        return self._pool
+        return self._asked
 
     def cert_verify(self, *_: Any) -> None:
         """Nothing: the pool's TLS context verifies."""

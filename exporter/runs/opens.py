@@ -212,5 +212,6 @@ def _searching(watermark: Watermark) -> bool:
 def _difference(counts: Mapping[str, int], known: "Known", reading: "Reading") -> Counts:
     """By how much the API's counts of open runs exceed the known ones that had started by then."""
     runs: dict[str, OpenRun | Run] = {**known.open, **{run.id: run for run in reading.runs}}
-    started = [run.status for run in runs.values() if run.start is None or run.start <= reading.now]
+    still_open = [run for run in runs.values() if run.status in OPEN_STATUSES]
+    started = [run.status for run in still_open if run.start is None or run.start <= reading.now]
     return tuple(counts.get(status, 0) - started.count(status) for status in OPEN_STATUSES)

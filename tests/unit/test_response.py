@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import threading
 
 import pytest
 import requests
@@ -168,6 +169,27 @@ def test_an_answer_that_was_sent_unasked_is_not_taken_for_the_next_one(api):
     wire.closing.wait(0.5)
     assert ask(client).counts["error"] == 1
     assert wire.connections == 2
+
+
+def test_the_rest_of_an_answer_that_took_too_long_is_not_taken_for_the_next_one(api):
+    """Also over a connection that had served before."""
+    given_up = threading.Event()
+
+    def script(peer):
+        while peer.request():
+            answer = response(page(error=peer.number))
+            if len(peer.wire.requests) == 2:
+                peer.send(answer[:10])
+                given_up.wait(HANG)
+            peer.send(answer[10:] if given_up.is_set() and not peer.number else answer)
+
+    wire, client = api(b"")
+    wire.script = script
+    assert ask(client).counts["error"] == 0
+    with pytest.raises(ApiError, match="no whole answer"):
+        client.runs(42, deadline=Deadline(0.3), page_size=100)
+    given_up.set()
+    assert ask(client).counts["error"] == 1
 
 
 @pytest.mark.parametrize(
