@@ -152,8 +152,12 @@ class App:
         deadline = Deadline(LAST_COMMIT)
         if self.collector.close(LAST_COMMIT):
             closing = threading.Thread(target=self._ledger.close, daemon=True)  # the disk holds that up too
-            closing.start()
-            closing.join(deadline.left())
+            try:
+                closing.start()
+            except RuntimeError:  # the system has no thread for us
+                self._ledger.close()
+            else:
+                closing.join(deadline.left())
         else:
             log.error("the disk does not answer: what was counted last is not durable")
         self._client.close()

@@ -23,9 +23,10 @@ from exporter.modus.errors import ApiError
 from exporter.runs import audit, check, importing
 from exporter.runs.store import LedgerError
 from exporter.web import listeners
+from exporter.web.errors import WebError
 from exporter.web.pages import serve
 from exporter.web.site import Site
-from exporter.web.webconfig import WebConfigFile, WebError
+from exporter.web.webconfig import WebConfigFile
 
 CONFIG_FILE = "config.yaml"
 _SAMPLE = Path(__file__).with_name("config.yaml")  # in the wheel; in a checkout it is where the user is

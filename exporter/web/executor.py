@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from exporter.waits import Waits
+from exporter.web.errors import WebError
 from exporter.web.messages import too_busy
 
 T = TypeVar("T")
@@ -17,12 +18,18 @@ class BoundedExecutor:
     """At most `threads` calls at once; one more than `waiting` further callers gets a 503.
 
     The threads are kept: a new one for each call would leave memory of its own behind. When the system
-    refuses one, the calls wait for those there are; the first starts here, so that one there is.
+    refuses one, the calls wait for those there are; the first starts here, so that one there is. Raises
+    WebError when that is refused.
     """
 
     def __init__(self, name: str, threads: int, waiting: int) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
-        self._pool.submit(lambda: None)
+        try:
+            self._pool.submit(lambda: None)
+        except RuntimeError:
+            raise WebError(
+                "the system refuses threads: allow 16 or more (ulimit -u, the pids limit of a container)", 1
+            ) from None
         self._free = threads + waiting
 
     async def run(self, work: Callable[[], T]) -> T:

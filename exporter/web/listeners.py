@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from exporter.web.webconfig import WebError
+from exporter.web.errors import WebError
 
 BACKLOG = 1024
 SEND_BUFFER_BYTES = 256 * 1024  # per connection, kept by the system; Linux doubles it

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from exporter.web.webconfig import WebError
+from exporter.web.errors import WebError
 
 HEALTHY, READY, RELOAD = "/-/healthy", "/-/ready", "/-/reload"
 

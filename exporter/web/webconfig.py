@@ -21,6 +21,7 @@ from exporter.log import fields
 from exporter.watch import Watched
 from exporter.web import tls
 from exporter.web.auth import BasicAuth
+from exporter.web.errors import WebError
 from exporter.yamlfile import YamlError
 
 log = logging.getLogger("exporter.web")
@@ -36,14 +37,6 @@ _HASH = re.compile(r"\$2[abxy]\$(0[4-9]|[12]\d|3[01])\$([./A-Za-z0-9]{22})[./A-Z
 _SWITCH = dict.fromkeys(("y", "yes", "true", "on"), True) | dict.fromkeys(("n", "no", "false", "off"), False)
 _GO_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _GO_DURATION = re.compile(rf"([0-9]{{1,12}}(?:\.[0-9]{{0,12}})?)({'|'.join(_GO_UNITS)})")
-
-
-class WebError(Exception):
-    """Why the web server cannot start, in one line; `exit_code` is 2 for a mistake of use, else 1."""
-
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class _Interval(float):

@@ -37,7 +37,7 @@ from tests.e2e.harness import (
     of_a_scrape,
     wait_for,
 )
-from tests.e2e.scarce import Fsync, no_room, small_disk
+from tests.e2e.scarce import Fsync, few_threads, no_room, small_disk
 from tests.simulation import ILL, WELL
 
 pytestmark = pytest.mark.servers
@@ -674,12 +674,12 @@ def test_no_secret_is_on_any_page_in_any_metric_or_in_any_line_of_the_log(
 # --- the start ---
 
 
-def start(directory: Path, *flags: str, prefix: tuple[str, ...] = ()) -> tuple[int, list[str]]:
+def start(directory: Path, *flags: str, prefix: tuple[str, ...] = (), **env: str) -> tuple[int, list[str]]:
     """Exit code and the lines on standard error of an exporter that cannot start."""
     command = [*prefix, *COMMAND, *flags]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=30, check=False, cwd=directory,
-        env={**os.environ, "PYTHONPATH": ROOT},
+        env={**os.environ, "PYTHONPATH": ROOT, **env},
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     return done.returncode, [line for line in done.stderr.splitlines() if "level=" not in line]
@@ -756,6 +756,17 @@ def test_what_keeps_it_from_starting_is_one_line_and_an_exit_code(
     assert says in line
     for directory in tmp_path.glob("state"):
         directory.chmod(0o755)
+
+
+def test_a_system_that_has_next_to_no_threads_for_it_is_one_line(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    file = config(tmp_path, modus.url, WELL)
+    for limit in range(8):
+        env = few_threads(tmp_path / "few", limit, ROOT)
+        code, (line,) = start(tmp_path, "--config.file", str(file), **env)
+        assert code == 1
+        assert line.startswith("modus-exporter: the system refuses threads: allow 16 or more")
 
 
 def test_a_state_file_in_use_is_one_line_and_left_alone(modus: SimulatedModus, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import pytest
 
 from exporter.modus.contact import Contact
 from exporter.web import listeners, pages
+from exporter.web.errors import WebError
 from exporter.web.listeners import open_listeners, parse, passed_by_systemd, url_of
 from exporter.web.negotiation import gzip_accepted, negotiate, scrape_timeout
 from exporter.web.site import Site
-from exporter.web.webconfig import RateLimit, WebConfig, WebError
+from exporter.web.webconfig import RateLimit, WebConfig
 from tests.webserver import awaited, exposition, running
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

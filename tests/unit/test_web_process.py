@@ -34,7 +34,8 @@ from exporter.modus.contact import Contact
 from exporter.web.listeners import open_listeners, parse
 from exporter.web.pages import serve
 from exporter.web.site import Site
-from exporter.web.webconfig import WebConfigFile, WebError
+from exporter.web.errors import WebError
+from exporter.web.webconfig import WebConfigFile
 from tests.webserver import STATUS
 class Lines(logging.Formatter):
     def format(self, record):

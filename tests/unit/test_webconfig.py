@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.web import tls, webconfig
-from exporter.web.webconfig import RateLimit, WebConfigFile, WebError
+from exporter.web.errors import WebError
+from exporter.web.webconfig import RateLimit, WebConfigFile
 from tests.webfiles import HASH, TLS, Authority
 from tests.webserver import running
 
