@@ -351,8 +351,8 @@ def test_a_state_file_that_breaks_while_nobody_looks_is_moved_aside_at_the_start
 
 
 @pytest.mark.root
-def test_wherever_the_disk_gets_full_a_fresh_file_is_whole_in_the_end(small_disk: Path) -> None:
-    path = small_disk / "state.db"
+def test_wherever_the_disk_gets_full_a_fresh_file_is_whole_in_the_end(small_state: Path) -> None:
+    path = small_state / "state.db"
     now = time.time()
     run = Run("wf:1", "wf", "completed", started_at="2026-01-01T00:00:00Z", duration_ms=1.0)
     for left in range(0, 96 * 1024, 4096):
@@ -362,7 +362,7 @@ def test_wherever_the_disk_gets_full_a_fresh_file_is_whole_in_the_end(small_disk
         for file in all_files(path):
             file.unlink()
         with full_disk(None, path):  # type: ignore[arg-type]
-            os.truncate(small_disk / "filler", os.path.getsize(small_disk / "filler") - left)
+            os.truncate(small_state / "filler", os.path.getsize(small_state / "filler") - left)
             for _ in range(2):
                 book.commit()
         for _ in range(2):
@@ -779,10 +779,10 @@ def test_a_state_file_in_use_is_one_line_and_left_alone(modus: SimulatedModus, t
 
 @pytest.mark.root
 def test_a_disk_that_is_full_at_the_start_is_one_line(
-    modus: SimulatedModus, tmp_path: Path, small_disk: Path
+    modus: SimulatedModus, tmp_path: Path, small_state: Path
 ) -> None:
     file = config(tmp_path, modus.url, WELL)
-    with full_disk(None, small_disk / "state.db"):  # type: ignore[arg-type]
+    with full_disk(None, small_state / "state.db"):  # type: ignore[arg-type]
         code, (line,) = start(tmp_path, "--config.file", str(file))
     assert code == 1
     assert "state.db" in line
