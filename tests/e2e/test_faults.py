@@ -287,10 +287,10 @@ HEALED: list[Fault] = [
 
 
 @pytest.fixture
-def small_state(tmp_path: Path) -> Iterator[None]:
+def small_state(tmp_path: Path) -> Iterator[Path]:
     """A small disk where the exporter keeps its state."""
-    with small_disk(tmp_path / "state"):
-        yield
+    with small_disk(tmp_path / "state") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize(
