@@ -51,6 +51,7 @@ class Postgres:
             shutil.chown(self.directory, NOBODY, NOBODY)
         self.port = free_port()
         self.schema = "public"
+        self.url_options = ""
         try:
             self._init()
             self.start()
@@ -74,7 +75,7 @@ class Postgres:
     @property
     def url(self) -> str:
         address = f"postgresql://modus:{PASSWORD}@127.0.0.1:{self.port}/modus"
-        return f"{address}?options=-csearch_path%3D{self.schema}"
+        return f"{address}?options=-csearch_path%3D{self.schema}{self.url_options}"
 
     @property
     def database(self) -> Database:
@@ -141,7 +142,7 @@ class Postgres:
 
     def renew(self) -> None:
         """A schema that nobody has used; whoever still has an earlier `url` stays in the one before."""
-        self.schema = f"modus_{secrets.token_hex(8)}"
+        self.schema, self.url_options = f"modus_{secrets.token_hex(8)}", ""
         self.do(f"CREATE SCHEMA {self.schema}")
 
     def close(self) -> None:

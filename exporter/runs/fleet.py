@@ -143,7 +143,6 @@ class Fleet:
 
     def _join(self, cursor: Cursor) -> None:
         """Become a new member: what an earlier membership held is lost. Raises LedgerError."""
-        self._until = 0.0
         if self.member:
             log.warning("the membership is over: others take over", extra=fields(agents=len(self._epochs)))
         self._drop(list(self._epochs))
@@ -233,7 +232,6 @@ class Fleet:
 
     def _end(self) -> None:
         """Give all back and leave the fleet; where the database is away, our term runs out."""
-        self._until = 0.0
         held = [*self._epochs, *self._leaving]
         self._drop(list(self._epochs))
         try:

@@ -5,7 +5,8 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,9 +19,9 @@ from exporter.demo.simulator import SimulatedModus, SimulatedUse
 from exporter.metrics.table import AgentSnapshot
 from exporter.modus.discovery import shard_of
 from exporter.modus.model import Agent
-from exporter.runs import fleet, importing, leases, leasetable, tables, usagereader
+from exporter.runs import database, fleet, importing, leases, leasetable, postgres, tables, usagereader
 from exporter.runs.account import KEEP
-from exporter.runs.database import Cursor
+from exporter.runs.database import Connection, Cursor
 from exporter.runs.ledger import Ledger
 from exporter.runs.postgres import SharedStore
 from exporter.runs.reader import Memory, Reading
@@ -397,6 +398,20 @@ def test_agents_are_given_back_a_tick_after_they_were_shown_last(
     assert not early, "they are given back in the tick in which they were shown"
 
 
+def test_agents_on_their_way_to_others_are_not_taken_back(
+    make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the leases are compared with the database's meanwhile."""
+    monkeypatch.setattr(leasetable, "ours", lambda cursor, member: (-1, 0, None))
+    team = make_fleet(6)
+    first = team.join()
+    team.scrape()
+    team.join()
+    team.settle()
+    taken, given_back = 6 + 1, 3  # with the usage
+    assert first.ledger.leases.changes == taken + given_back
+
+
 def test_whose_clock_jumps_ends_no_membership(
     make_fleet: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -499,6 +514,38 @@ def test_a_membership_that_ends_while_agents_are_loaded_brings_none(
 def _wanted(book: Ledger) -> bool:
     book.leases.want(frozenset({AGENT}), Deadline(0.1))
     return True
+
+
+def test_an_agent_that_was_taken_and_not_loaded_is_loaded_later(
+    server: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the connection is cut right after it was leased: nobody else may take it."""
+    load, cut = fleet.Fleet._load, []
+
+    def interrupted(self: fleet.Fleet, epochs: dict[int, int]) -> None:
+        if not cut:
+            cut.append(epochs)
+            raise StoreError("the connection was cut")
+        load(self, epochs)
+
+    monkeypatch.setattr(fleet.Fleet, "_load", interrupted)
+    with closing(open_ledger(server.database, clock)) as book:
+        wait_for("it is ours", lambda: book.leases.holds(AGENT))
+        assert cut == [{AGENT: book.leases.epoch(AGENT)}], "it was taken anew"
+
+
+def test_a_mistake_of_ours_ends_no_membership(
+    server: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        member = server.ask("SELECT id FROM modus_member")
+        with monkeypatch.context() as mistaken:
+            mistaken.setattr(leasetable, "members", lambda cursor: [][0])
+            wait_for("it is said", lambda: "cannot be renewed" in caplog.text)
+        before = server.ask("SELECT expires FROM modus_member")
+        wait_for("it is renewed", lambda: server.ask("SELECT expires FROM modus_member") != before)
+        assert server.ask("SELECT id FROM modus_member") == member
+        assert book.leases.holds(AGENT)
 
 
 def test_a_member_renews_while_it_loads_many_agents(
@@ -817,6 +864,61 @@ def test_an_outage_for_all_costs_nobody_its_agents(
         team.server.start()
     team.settle()
     assert team.server.ask("SELECT agent_id, owner, epoch FROM modus_lease ORDER BY agent_id") == before
+
+
+def test_exporters_that_start_at_once_on_an_empty_database_make_its_tables_once(server: Postgres) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        books = list(pool.map(lambda _: Ledger(server.database, BOUNDS, lookback=DAY), range(6)))
+    for book in books:
+        book.close()
+    assert server.ask("SELECT count(*) FROM modus_meta") == [(1,)]
+
+
+@pytest.mark.parametrize(("given", "used"), [("off", "on"), ("remote_apply", "remote_apply")])
+def test_what_is_committed_is_on_the_disk_whatever_the_database_is_set_to(
+    server: Postgres, given: str, used: str
+) -> None:
+    server.url_options = f"%20-csynchronous_commit%3D{given}"
+    connection = Connection(server.database, "test")
+    with closing(connection), connection.transaction(5.0) as cursor:
+        assert cursor.execute("SHOW synchronous_commit").fetchall() == [(used,)]
+
+
+def test_a_transaction_that_waits_for_too_long_is_ended_by_the_server_too(
+    server: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its locks would keep others from the leases."""
+    monkeypatch.setattr(postgres, "WRITE", 1.0)
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run())
+        with server.connect() as other:
+            other.execute("BEGIN")
+            other.execute("LOCK TABLE modus_agent IN EXCLUSIVE MODE")
+            book.commit()
+            assert not book.up
+            wait_for("no lock is left", lambda: _may_take(server))
+
+
+def test_a_transaction_in_which_the_exporter_stands_still_is_ended_by_the_server(
+    server: Postgres, clock: Clock
+) -> None:
+    """It cannot cut its own connection then."""
+
+    def stand_still() -> None:
+        connection = Connection(server.database, "test")
+        with closing(connection), connection.transaction(1.0) as cursor:
+            cursor.execute("SELECT FROM modus_lease FOR SHARE")
+            assert not _may_take(server)
+            wait_for("no lock is left", lambda: _may_take(server))
+
+    open_ledger(server.database, clock).close()
+    with patch.object(database, "_cut_off", lambda *given: nullcontext()), pytest.raises(StoreError):
+        stand_still()
+
+
+def _may_take(server: Postgres) -> bool:
+    """Whether no transaction keeps others from the leases."""
+    return bool(server.ask("SELECT FROM modus_lease FOR UPDATE SKIP LOCKED"))
 
 
 def test_cut_connections_lose_and_repeat_nothing(make_fleet: Callable[[int], Fleet]) -> None:
