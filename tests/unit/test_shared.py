@@ -692,6 +692,7 @@ def test_who_is_not_scraped_for_long_leaves_the_fleet_and_comes_back_with_a_scra
     boot.ahead += fleet.IDLE
     team.join()
     assert team.settle() == [4]
+    assert not idle.ledger.agents(), "it keeps what another one has"
     team.members.append(idle)
     assert team.settle() == [2, 2]
 
