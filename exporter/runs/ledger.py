@@ -126,7 +126,7 @@ class Ledger:
         """
         with self._lock:
             account = self._accounts.get(agent_id)
-            if account is None or not self.leases.holds(agent_id):
+            if account is None:
                 return None
             state = copy(account.state)
             state.open = dict(state.open)

@@ -711,6 +711,21 @@ def test_agents_that_nobody_wants_any_more_are_forgotten(
         assert counted(book) == 1
 
 
+def test_an_agent_that_was_leased_in_the_middle_of_a_scrape_is_not_forgotten_with_it(
+    server: Postgres, clock: Clock
+) -> None:
+    """Nor is one that nobody has read for longer than the lookback."""
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run())
+    clock.advance(2 * DAY)
+    with closing(open_ledger(server.database, clock)) as book:
+        book.end_scrape(())
+        book.commit()
+        assert book.up
+        assert counted(book) == 1
+    assert ids_of(read_state(server.database)) == {AGENT: {"wf:1"}}
+
+
 def test_only_what_nobody_wants_or_has_for_long_is_forgotten(server: Postgres, clock: Clock) -> None:
     Ledger(server.database, BOUNDS, lookback=DAY, clock=clock).close()
     server.do("INSERT INTO modus_member VALUES (1, 'any', now() + interval '1 hour', 0, 0)")
