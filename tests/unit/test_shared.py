@@ -937,7 +937,10 @@ def _may_take(server: Postgres) -> bool:
     return bool(server.ask("SELECT FROM modus_lease FOR UPDATE SKIP LOCKED"))
 
 
-def test_cut_connections_lose_and_repeat_nothing(make_fleet: Callable[[int], Fleet]) -> None:
+def test_cut_connections_lose_and_repeat_nothing(
+    make_fleet: Callable[[int], Fleet], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     team = make_fleet(4)
     team.join()
     for _ in range(10):
@@ -945,6 +948,7 @@ def test_cut_connections_lose_and_repeat_nothing(make_fleet: Callable[[int], Fle
         team.server.cut_connections()
         team.scrape()
     wait_for("all is counted", lambda: team.scrape() and sum(team.totals.get(1, {}).values()) == 11)
+    assert not [line for line in caplog.records if line.name.startswith("psycopg")], "it is told twice"
 
 
 def test_a_failover_that_lost_the_last_transactions_is_written_again(server: Postgres, clock: Clock) -> None:
@@ -1274,6 +1278,22 @@ def test_no_password_is_in_any_line_of_the_log(
     team.settle()
     assert "cannot be renewed" in caplog.text
     assert PASSWORD not in caplog.text
+
+
+def test_an_error_of_the_database_that_quotes_the_password_is_told_without_it(
+    server: Postgres, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        server.do(
+            "CREATE FUNCTION quote() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION 'no {PASSWORD} here'; END $$"
+        )
+        server.do("CREATE TRIGGER quote BEFORE INSERT ON modus_agent EXECUTE FUNCTION quote()")
+        record(book, a_run())
+        book.commit()
+    said = [getattr(line, "fields", {}).get("error", "") for line in caplog.records]
+    assert any("no *** here" in error for error in said)
+    assert not any(PASSWORD in error for error in said)
 
 
 # --- from one store to another ---
