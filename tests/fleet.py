@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ import yaml
 from exporter.demo.simulator import SimulatedModus
 from exporter.runs.leases import TERM, TICK
 from exporter.runs.state import USAGE_ID
-from tests.e2e.harness import OPENMETRICS, Exporter, Prometheus, Scrape, config, wait_for
+from tests.e2e.harness import Exporter, Prometheus, Scrape, config, wait_for
 from tests.postgres import Postgres
 
 ROOT = Path(__file__).parents[1]
@@ -140,9 +140,8 @@ class Seen:
         now, all_shown = time.monotonic(), set[int]()
         self.looks += 1
         for answer in sorted(answers, key=lambda answer: answer.received):
-            for agent_id, since in answer.shown().items():
+            for agent_id in self.note_shown(answer):
                 all_shown.add(agent_id)
-                self.shown.append((answer.member, agent_id, since, answer.received))
                 if agent_id != USAGE_ID:
                     self._note_totals(agent_id, Counter(answer.scrape.finished(agent_id)))
         self.usage = USAGE_ID in all_shown
@@ -157,6 +156,12 @@ class Seen:
             elif gap > GONE:
                 self.problem(f"agent {agent_id} is shown by nobody for {gap:.0f} s")
                 self.last[agent_id] = now
+
+    def note_shown(self, answer: Answer) -> Collection[int]:
+        """Keep who showed what, to be judged in the end; returns the agents."""
+        shown = answer.shown()
+        self.shown += [(answer.member, agent_id, since, answer.received) for agent_id, since in shown.items()]
+        return shown
 
     def judge(self, owners: Owners) -> None:
         """Find what was shown by members whose it was not while they made that."""
@@ -254,10 +259,10 @@ class Team:
                 answers = [answer for answer in pool.map(self._ask, moving) if answer]
                 self.seen.note(answers, excused=time.monotonic() < self.excused_until)
 
-    def _ask(self, member: Exporter) -> Answer | None:
+    def _ask(self, member: Exporter, timeout: float = 3.0) -> Answer | None:
         asked = time.time()
         with suppress(requests.RequestException):
-            text = member.exposition(timeout=3)
+            text = member.exposition(timeout=timeout)
             return Answer(_name(member), Scrape(text), asked, time.time())
         return None  # it stands still, or has just been killed
 
@@ -273,35 +278,35 @@ class Team:
             self.seen.problem(f"{name} ended with exit code {code}")
 
     def stand_still(self, name: str, seconds: float) -> None:
-        """For longer than a lease; an answer that was under way then must show nothing that others have."""
-        member, answers = self.members[name], list[Answer]()
+        """For longer than a lease: who asked before has an answer of then, who asks meanwhile one of after.
+
+        The former may come when the member wakes: Prometheus takes it for one of when it asked.
+        """
+        member, answers = self.members[name], list[Answer | None]()
 
         def ask() -> None:
-            with suppress(requests.RequestException), requests.Session() as session:
-                session.trust_env = False
-                session.headers["Accept"] = OPENMETRICS
-                answer = session.get(f"{member.url}/metrics", timeout=seconds + 20, stream=True)
-                answer.raise_for_status()
-                began = time.time()
-                answers.append(Answer(_name(member), Scrape(answer.text), began, time.time()))
+            answers.append(self._ask(member, seconds + 20))
 
+        before, meanwhile = ([threading.Thread(target=ask) for _ in range(5)] for _ in range(2))
         self._still.add(name)
-        asking = [threading.Thread(target=ask) for _ in range(5)]
-        for thread in asking:
+        for thread in before:
             thread.start()
             time.sleep(0.01)  # at whatever point of its work it is
         member.popen.send_signal(signal.SIGSTOP)
+        stopped = time.time()
         time.sleep(seconds)
+        for thread in meanwhile:
+            thread.start()
+        time.sleep(0.2)  # the requests wait in its socket
         woken = time.time()
         member.popen.send_signal(signal.SIGCONT)
-        for thread in asking:
+        for thread in (*before, *meanwhile):
             thread.join()
         self._still.discard(name)
-        for answer in answers:
-            if answer.asked > woken:  # it was made after that, whenever the agents were read
-                self.seen.shown += [
-                    (answer.member, agent_id, woken, answer.received) for agent_id in answer.shown()
-                ]
+        for answer in filter(None, answers):
+            if answer.asked > stopped:
+                answer.asked = woken
+            self.seen.note_shown(answer)
 
     def outage(self, number: int, seconds: float) -> None:
         """The database ends as on this signal, and is back later."""
