@@ -1035,6 +1035,25 @@ def test_nothing_is_written_under_another_lease_than_the_account_was_loaded_unde
         assert not _found(server)
 
 
+def test_who_was_taken_over_by_other_tables_or_buckets_writes_nothing_any_more(
+    server: Postgres, clock: Clock
+) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        store = book._store
+        assert store is not None
+        write = store.write
+
+        def interrupted(meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
+            made = list(changes)
+            Ledger(server.database, (1.0, 2.0), lookback=DAY, reset_histogram=True).close()
+            write(meta, made, anew=anew)
+
+        with patch.object(store, "write", interrupted):
+            book.commit()
+        assert not server.ask("SELECT FROM modus_agent")
+
+
 def test_nobody_takes_an_agent_over_while_it_is_being_written(server: Postgres, clock: Clock) -> None:
     with closing(open_ledger(server.database, clock)) as book:
         record(book, a_run("wf:1"))
