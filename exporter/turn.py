@@ -21,29 +21,38 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holder: int | None = None
+        self._own = threading.local()  # `inside`: whether this thread is within the block
 
     def __enter__(self) -> None:  # noqa: D105 - the class says it
-        if self._lock.acquire(timeout=PATIENCE):
-            self._holder = threading.get_ident()
+        self._own.inside = True
+        self._take()
 
     def __exit__(self, *_: object) -> None:  # noqa: D105 - the class says it
-        if self._holder == threading.get_ident():
-            self._holder = None
-            self._lock.release()
+        self._own.inside = False
+        self._give_up()
 
     def wait(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `work` returns, which mostly waits: others compute meanwhile, if this thread has the turn."""
-        if self._holder != threading.get_ident():
+        """What `work` returns, which mostly waits: others compute meanwhile, if this thread takes turns."""
+        if not getattr(self._own, "inside", False):
             return work(*args, **kwargs)
-        self.__exit__()
+        self._give_up()
         try:
             return work(*args, **kwargs)
         finally:
-            self.__enter__()
+            self._take()
 
     def sleep(self, seconds: float) -> None:
         """Sleep, and let others compute."""
         self.wait(time.sleep, seconds)
+
+    def _take(self) -> None:
+        if self._lock.acquire(timeout=PATIENCE):
+            self._holder = threading.get_ident()
+
+    def _give_up(self) -> None:
+        if self._holder == threading.get_ident():
+            self._holder = None
+            self._lock.release()
 
 
 TURN = Turn()  # of the process, as the interpreter's lock is

@@ -93,12 +93,12 @@ class Scrape:
         self._left.extend(first)
 
         def work() -> None:
-            while not self._over and self._left:
-                try:
-                    agent_id = self._left.popleft()
-                except IndexError:  # another thread was quicker
-                    return
-                with TURN:
+            with TURN:  # until all are read: what it asks next is under way before others compute
+                while not self._over and self._left:
+                    try:
+                        agent_id = self._left.popleft()
+                    except IndexError:  # another thread was quicker
+                        return
                     self._read_one(agent_id, reader, reconcile=agent_id in reconcile)
 
         if not agent_ids:

@@ -73,3 +73,42 @@ def test_a_thread_that_hangs_holds_nobody_up_for_ever(monkeypatch: pytest.Monkey
     release.set()
     for thread in threads:
         thread.join(HANG)
+
+
+def test_a_thread_that_computes_out_of_turn_takes_turns_again_once_it_has_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it, order = Turn(), list[str]()
+    hangs, goes_on, waited, ends = (threading.Event() for _ in range(4))
+
+    def hang() -> None:
+        with it:
+            hangs.set()
+            goes_on.wait(HANG)
+
+    def compute_out_of_turn() -> None:
+        with it:
+            goes_on.set()
+            hanging.join(HANG)
+            monkeypatch.setattr(turn, "PATIENCE", HANG)
+            it.wait(lambda: None)
+            waited.set()
+            ends.wait(HANG)
+            order.append("first")
+
+    def compute() -> None:
+        with it:
+            order.append("second")
+
+    monkeypatch.setattr(turn, "PATIENCE", 0.01)
+    hanging, first, second = (threading.Thread(target=work) for work in (hang, compute_out_of_turn, compute))
+    hanging.start()
+    assert hangs.wait(HANG)
+    first.start()
+    assert waited.wait(HANG)
+    second.start()
+    second.join(0.1)
+    ends.set()
+    for thread in (first, second):
+        thread.join(HANG)
+    assert order == ["first", "second"]
