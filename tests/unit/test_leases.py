@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from exporter.runs.leases import MARGIN, TERM, TICK, Watch, boot_clock, quota, surplus
 
-LOAD = 1_000  # agents with 100 runs each that a member loads in a second: `python -m benchmarks.shared`
+LOAD = 1_000  # agents of 100 runs that a member loads in a second: `python -m benchmarks.shared` has more
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(0, 200))
