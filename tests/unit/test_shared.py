@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -986,22 +986,31 @@ def lost_for_a_while(server: Postgres, book: Ledger, boot: BootClock, *runs: obj
     wait_for("it is ours again", lambda: book.leases.holds(AGENT))
 
 
+@contextmanager
+def before_it_is_written(book: Ledger, happen: Callable[[], object]) -> Iterator[None]:
+    """What happens between what a commit takes from the accounts, and its write."""
+    store = book._store
+    assert store is not None
+    write = store.write
+
+    def interrupted(meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
+        made = list(changes)
+        happen()
+        write(meta, made, anew=anew)
+
+    with patch.object(store, "write", interrupted):
+        yield
+
+
 def test_what_was_read_before_a_lease_was_lost_is_not_written_after_it_was_regained(
     server: Postgres, clock: Clock, boot: BootClock
 ) -> None:
     """All within one commit: the account is of the old lease, and the lease is ours."""
     with closing(open_ledger(server.database, clock)) as book:
         record(book, a_run("wf:1"))
-        store = book._store
-        assert store is not None
-        write = store.write
-
-        def interrupted(meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
-            made = list(changes)
-            lost_for_a_while(server, book, boot, a_run("wf:1"), a_run("wf:2"))
-            write(meta, made, anew=anew)
-
-        with patch.object(store, "write", interrupted):
+        with before_it_is_written(
+            book, lambda: lost_for_a_while(server, book, boot, a_run("wf:1"), a_run("wf:2"))
+        ):
             book.commit()
         assert read_state(server.database).counted[AGENT].keys() == {"wf:1", "wf:2"}
         record(book, a_run("wf:1"), a_run("wf:2"), a_run("wf:3"))
@@ -1020,16 +1029,7 @@ def test_nothing_is_written_under_another_lease_than_the_account_was_loaded_unde
 ) -> None:
     with closing(open_ledger(server.database, clock)) as book:
         record(book, a_run("wf:1"))
-        store = book._store
-        assert store is not None
-        write = store.write
-
-        def interrupted(meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
-            made = list(changes)
-            server.do(change)
-            write(meta, made, anew=anew)
-
-        with patch.object(store, "write", interrupted):
+        with before_it_is_written(book, lambda: server.do(change)):
             book.commit()
         assert not server.ask("SELECT FROM modus_agent")
         assert not _found(server)
@@ -1040,16 +1040,9 @@ def test_who_was_taken_over_by_other_tables_or_buckets_writes_nothing_any_more(
 ) -> None:
     with closing(open_ledger(server.database, clock)) as book:
         record(book, a_run("wf:1"))
-        store = book._store
-        assert store is not None
-        write = store.write
-
-        def interrupted(meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
-            made = list(changes)
-            Ledger(server.database, (1.0, 2.0), lookback=DAY, reset_histogram=True).close()
-            write(meta, made, anew=anew)
-
-        with patch.object(store, "write", interrupted):
+        with before_it_is_written(
+            book, lambda: Ledger(server.database, (1.0, 2.0), lookback=DAY, reset_histogram=True).close()
+        ):
             book.commit()
         assert not server.ask("SELECT FROM modus_agent")
 
