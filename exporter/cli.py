@@ -30,9 +30,6 @@ from exporter.web.webconfig import WebConfigFile
 
 CONFIG_FILE = "config.yaml"
 _SAMPLE = Path(__file__).with_name("config.yaml")  # in the wheel; in a checkout it is where the user is
-# seconds after which the interpreter is asked for once more: by each of hundreds of threads that wait for it,
-# while the one that has it lets others have it as soon as it reads or writes
-SWITCH_INTERVAL = 0.05
 GC_OBJECTS = 10_000  # new ones between two collections: else one of all agents stops each scrape for 0.1 s
 
 
@@ -195,7 +192,6 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
     app.greet()
     gc.freeze()
     gc.set_threshold(GC_OBJECTS, *gc.get_threshold()[1:])
-    sys.setswitchinterval(SWITCH_INTERVAL)
     serve(
         opened,
         site=site,

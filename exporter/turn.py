@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE = 1.0  # seconds after which a thread computes out of turn: whoever has it may hang
+PATIENCE = 1.0  # seconds in which nobody took a turn: then whoever has it hangs, and others go on without
 
 
 class Turn:
@@ -21,6 +21,7 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holder: int | None = None
+        self._taken = 0  # turns, ever
         self._own = threading.local()  # `inside`: whether this thread is within the block
 
     def __enter__(self) -> None:  # noqa: D105 - the class says it
@@ -46,8 +47,13 @@ class Turn:
         self.wait(time.sleep, seconds)
 
     def _take(self) -> None:
-        if self._lock.acquire(timeout=PATIENCE):
-            self._holder = threading.get_ident()
+        before = self._taken
+        while not self._lock.acquire(timeout=PATIENCE):
+            if self._taken == before:
+                return
+            before = self._taken
+        self._taken += 1
+        self._holder = threading.get_ident()
 
     def _give_up(self) -> None:
         if self._holder == threading.get_ident():

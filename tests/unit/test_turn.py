@@ -75,6 +75,29 @@ def test_a_thread_that_hangs_holds_nobody_up_for_ever(monkeypatch: pytest.Monkey
         thread.join(HANG)
 
 
+def test_nobody_computes_out_of_turn_while_turns_are_taken_however_long_he_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turn, "PATIENCE", 0.2)
+    it, inside, most = Turn(), 0, 0
+
+    def compute() -> None:
+        nonlocal inside, most
+        for _ in range(4):
+            with it:
+                inside += 1
+                most = max(most, inside)
+                threading.Event().wait(0.02)
+                inside -= 1
+
+    threads = [threading.Thread(target=compute) for _ in range(20)]  # each waits 0.4 s for its turn
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG)
+    assert most == 1
+
+
 def test_a_thread_that_computes_out_of_turn_takes_turns_again_once_it_has_waited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
