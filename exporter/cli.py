@@ -30,7 +30,9 @@ from exporter.web.webconfig import WebConfigFile
 
 CONFIG_FILE = "config.yaml"
 _SAMPLE = Path(__file__).with_name("config.yaml")  # in the wheel; in a checkout it is where the user is
-GC_OBJECTS = 10_000  # new ones between two collections: else one of all agents stops each scrape for 0.1 s
+# of new objects, and of the collections of those: one of all agents stops everything for 0.1 s and more, also
+# `/-/healthy`, and finds next to nothing
+GC_THRESHOLDS = 10_000, 10, 100
 
 
 class _Parser(argparse.ArgumentParser):
@@ -191,7 +193,7 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
     app.log_start()
     app.greet()
     gc.freeze()
-    gc.set_threshold(GC_OBJECTS, *gc.get_threshold()[1:])
+    gc.set_threshold(*GC_THRESHOLDS)
     serve(
         opened,
         site=site,
