@@ -78,19 +78,19 @@ def test_a_thread_that_hangs_holds_nobody_up_for_ever(monkeypatch: pytest.Monkey
 def test_nobody_computes_out_of_turn_while_turns_are_taken_however_long_he_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(turn, "PATIENCE", 0.2)
+    monkeypatch.setattr(turn, "PATIENCE", 0.5)
     it, inside, most = Turn(), 0, 0
 
     def compute() -> None:
         nonlocal inside, most
-        for _ in range(4):
+        for _ in range(2):
             with it:
                 inside += 1
                 most = max(most, inside)
-                threading.Event().wait(0.02)
+                threading.Event().wait(0.05)
                 inside -= 1
 
-    threads = [threading.Thread(target=compute) for _ in range(20)]  # each waits 0.4 s for its turn
+    threads = [threading.Thread(target=compute) for _ in range(20)]  # each waits 1 s for its turn
     for thread in threads:
         thread.start()
     for thread in threads:
