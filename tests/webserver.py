@@ -76,6 +76,19 @@ class Running:
             return answer
 
 
+def in_threads(scrape, key=object):
+    """What a server calls, of a `scrape` that may block: it has a thread of its own meanwhile."""
+    pool = ThreadPoolExecutor(64)
+
+    def waits(*asked):
+        future, over = pool.submit(scrape, *asked), Future()
+        future.add_done_callback(lambda _: over.set_result(None))
+        yield over, 60.0
+        return key(), future.result(60)
+
+    return waits
+
+
 @contextlib.contextmanager
 def running(
     scrape=lambda timeout, form: [exposition(form)],  # may block: it has a thread
@@ -96,18 +109,11 @@ def running(
         if failure:
             raise ValueError(failure)
 
-    def in_a_thread(*asked):
-        future, over = pool.submit(scrape, *asked), Future()
-        future.add_done_callback(lambda _: over.set_result(None))
-        yield over, 60.0
-        return key(), future.result(60)
-
-    pool = ThreadPoolExecutor(64)
     web_config = web_config or WebConfigFile(str(config) if config else None)
     reloads, places = Reloads(reload), Places()
     handler = application(
         site=Site.of(path, external_url, route_prefix),
-        scrape=waits or in_a_thread,
+        scrape=waits or in_threads(scrape, key),
         contact=lambda: contact,
         status=lambda: status,
         reloads=reloads,
@@ -124,7 +130,6 @@ def running(
     finally:
         site.server.stop()
         thread.join(20)
-        pool.shutdown(wait=False)
         assert not thread.is_alive()
 
 

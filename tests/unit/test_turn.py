@@ -10,24 +10,29 @@ from exporter.turn import Turn
 HANG = 60.0  # seconds after which a test gives up
 
 
-def test_one_thread_computes_at_a_time() -> None:
+def most_at_once(number: int, turns: int, seconds: float) -> int:
+    """How many of so many threads, each of which computes `turns` times for `seconds`, did so at once."""
     it, inside, most = Turn(), 0, 0
 
     def compute() -> None:
         nonlocal inside, most
-        for _ in range(200):
+        for _ in range(turns):
             with it:
                 inside += 1
                 most = max(most, inside)
-                threading.Event().wait(0)
+                threading.Event().wait(seconds)
                 inside -= 1
 
-    threads = [threading.Thread(target=compute) for _ in range(8)]
+    threads = [threading.Thread(target=compute) for _ in range(number)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(HANG)
-    assert most == 1
+    return most
+
+
+def test_one_thread_computes_at_a_time() -> None:
+    assert most_at_once(8, turns=200, seconds=0) == 1
 
 
 def test_a_thread_that_waits_lets_others_compute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,23 +84,7 @@ def test_nobody_computes_out_of_turn_while_turns_are_taken_however_long_he_waits
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(turn, "PATIENCE", 0.5)
-    it, inside, most = Turn(), 0, 0
-
-    def compute() -> None:
-        nonlocal inside, most
-        for _ in range(2):
-            with it:
-                inside += 1
-                most = max(most, inside)
-                threading.Event().wait(0.05)
-                inside -= 1
-
-    threads = [threading.Thread(target=compute) for _ in range(20)]  # each waits 1 s for its turn
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANG)
-    assert most == 1
+    assert most_at_once(20, turns=2, seconds=0.05) == 1  # each waits 1 s for its turn
 
 
 def test_a_thread_that_computes_out_of_turn_takes_turns_again_once_it_has_waited(

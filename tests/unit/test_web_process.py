@@ -24,7 +24,6 @@ pytestmark = pytest.mark.servers
 
 SCRIPT = """
 import logging, os, resource, sys, time
-from concurrent.futures import ThreadPoolExecutor
 size, gate, scarce, held = (int(os.environ["SIZE"]), os.environ["GATE"],
                             int(os.environ["DESCRIPTORS"]), int(os.environ["HELD"]))
 if scarce:
@@ -36,7 +35,7 @@ from exporter.web.pages import serve
 from exporter.web.site import Site
 from exporter.web.errors import WebError
 from exporter.web.webconfig import WebConfigFile
-from tests.webserver import STATUS
+from tests.webserver import STATUS, in_threads
 class Lines(logging.Formatter):
     def format(self, record):
         return f"{record.message if hasattr(record, 'message') else record.getMessage()} {record.fields}"
@@ -49,11 +48,6 @@ def scrape(timeout, form):
     for file in [open("/dev/null") for _ in range(scarce // 3)]:  # as connections to the API
         file.close()
     return [b"#" + b"x" * 999 + b"\\n"] * (size or 9_000)
-def waits(*asked):
-    future = pool.submit(scrape, *asked)
-    yield future, 60.0
-    return object(), future.result(60)
-pool = ThreadPoolExecutor(64)
 def reload():
     print("reloading", flush=True)
     if gate:
@@ -61,8 +55,8 @@ def reload():
     raise ValueError("config.yaml: no")
 try:
     opened = open_listeners(parse(sys.argv[1:]), systemd_socket="LISTEN_FDS" in os.environ)
-    serve(opened, site=Site(), scrape=waits, reload=reload, contact=Contact, status=lambda: STATUS,
-          web_config=WebConfigFile(None))
+    serve(opened, site=Site(), scrape=in_threads(scrape), reload=reload, contact=Contact,
+          status=lambda: STATUS, web_config=WebConfigFile(None))
 except WebError as exc:
     sys.exit(f"{exc}")
 print("served", flush=True)
