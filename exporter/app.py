@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
@@ -32,6 +33,7 @@ from exporter.metrics import protobuf
 from exporter.metrics.bound import BoundCollector
 from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import write
+from exporter.metrics.kept import Kept
 from exporter.metrics.settings import Settings
 from exporter.metrics.status import Status
 from exporter.modus.client import ModusClient
@@ -80,7 +82,7 @@ class App:
         self.collector = RunsCollector(
             self._client, self._ledger, settings(config, shard), reload_state=lambda: self._reloaded
         )
-        self._protobuf = protobuf.Writer()
+        self._kept = {form: Kept() for form in get_args(Format)}
         self._others = ProcessCollector(registry=None), PlatformCollector(registry=None)
 
     def metrics(self, timeout: float | None, form: Format) -> Waits[tuple[Hashable, Iterator[bytes]]]:
@@ -96,10 +98,11 @@ class App:
         registry = CollectorRegistry()
         for collector in (agents, *self._others):
             registry.register(collector)
+        kept, families = self._kept[form], registry.collect()
         if form == "protobuf":
-            yield from self._protobuf.write(registry.collect())
+            yield from protobuf.write(families, kept)
         else:
-            yield from write(registry.collect(), form == "openmetrics")
+            yield from write(families, form == "openmetrics", kept)
         if not agents.holds():  # another exporter may show them by now
             raise HTTPError(text("leases ended while this was written\n", 503))
 

@@ -6,7 +6,7 @@ takes twenty times as long, more than all the rest of a scrape; all others are w
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, chain, islice, repeat
 
 from prometheus_client import generate_latest
@@ -18,12 +18,13 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from exporter.histogram import Exemplar, Histogram
-from exporter.metrics.table import AGENT_LABEL, TABLE, Point, Row, Snapshot
+from exporter.metrics.kept import Kept, TextOf
+from exporter.metrics.table import AGENT_LABEL, TABLE, AgentSnapshot, Point, Row, Snapshot
 from exporter.modus.model import printable
 
 END = b"# EOF\n"  # of OpenMetrics
 LONGEST_RUN_ID = 128 - len("run_id")  # of an exemplar: names and values together, OpenMetrics 1.0
-POINTS_PER_PIECE = 1000
+TEXTS_PER_PIECE = 250  # each of a point, or of all points of an agent
 
 _number = lru_cache(maxsize=4096)(floatToGoString)  # most values are small counts
 
@@ -42,21 +43,22 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
             yield family
 
 
-def write(families: Iterable[Metric], openmetrics: bool) -> Iterator[bytes]:
+def write(families: Iterable[Metric], openmetrics: bool, kept: Kept | None = None) -> Iterator[bytes]:
     """The families as OpenMetrics 1.0 with its final `# EOF`, or as Prometheus' text format 0.0.4.
 
-    It comes in pieces, because that of 10,000 agents has 100 MB.
+    It comes in pieces, because that of 10,000 agents has 50 MB. What `kept` has is not written anew.
     """
-    texts = chain.from_iterable(_text(family, openmetrics) for family in families)
-    while piece := "".join(islice(texts, POINTS_PER_PIECE)):
-        yield piece.encode()
+    with (kept or Kept()).texts() as text_of:
+        texts = chain.from_iterable(_text(family, openmetrics, text_of) for family in families)
+        while piece := "".join(islice(texts, TEXTS_PER_PIECE)):
+            yield piece.encode()
     if openmetrics:
         yield END
 
 
-def _text(family: Metric, openmetrics: bool) -> Iterable[str]:
+def _text(family: Metric, openmetrics: bool, text_of: TextOf) -> Iterable[str]:
     if isinstance(family, Family):
-        return family.text(openmetrics)
+        return family.text(openmetrics, text_of)
     encode = openmetrics_format.generate_latest if openmetrics else generate_latest
     return [encode(_One(family)).removesuffix(END if openmetrics else b"").decode()]
 
@@ -83,6 +85,7 @@ class Family(Metric):
         self.row = row
         self.snapshot = snapshot
         self._before = before
+        self._own: dict[tuple[str, ...], tuple[str, list[str]]] = {}  # label values -> as text
         self.bounds = (*(snapshot.bounds if row.per_agent else snapshot.request_bounds), math.inf)
 
     @cached_property
@@ -107,20 +110,33 @@ class Family(Metric):
         """The points of no agent: there may be many, and they are looked at twice."""
         return [self.row.overall(self.snapshot)] if self.row.overall else []
 
-    def text(self, openmetrics: bool) -> Iterable[str]:
-        """The family as the library writes it, in pieces of one point.
+    def text(self, openmetrics: bool, text_of: TextOf) -> Iterable[str]:
+        """The family as the library writes it, in pieces of one point, or of one agent's.
 
         The text format has neither exemplars nor `_created`, for which the library makes further families.
         """
         name = self.name if openmetrics else self.row.name
         head = f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"
-        return chain([head], self._lines(openmetrics))
+        return chain([head], self._texts(openmetrics, text_of))
 
-    def _lines(self, openmetrics: bool) -> Iterator[str]:
-        name, created_name = self.row.name, f"{self.name}_created"
+    def _texts(self, openmetrics: bool, text_of: TextOf) -> Iterable[str]:
+        per_agent, source = self.row.per_agent, self.row.source
+        if not (per_agent and source):
+            return self._lines(openmetrics, self._before, self.points())
+        kind = self.row.name, openmetrics, self.snapshot.show_created
+
+        def written(before: str, agent: AgentSnapshot) -> str:
+            return "".join(self._lines(openmetrics, [before], [per_agent(agent)]))
+
+        agents = zip(self._before, self.snapshot.agents, strict=True)
+        return (text_of(source(agent), kind, partial(written, before, agent)) for before, agent in agents)
+
+    def _lines(
+        self, openmetrics: bool, agents: Iterable[str], points_of_each: Iterable[Sequence[Point]]
+    ) -> Iterator[str]:
+        name, created_name, own = self.row.name, f"{self.name}_created", self._own
         show_created = openmetrics and self.snapshot.show_created
-        own: dict[tuple[str, ...], tuple[str, list[str]]] = {}  # label values -> as text, for all agents
-        for before, points in zip(self._before, self.points(), strict=True):
+        for before, points in zip(agents, points_of_each, strict=True):
             for point in points:
                 texts = own.get(point.labels)
                 if texts is None:

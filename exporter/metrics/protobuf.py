@@ -7,7 +7,7 @@ the instant from which it counts.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate, chain, islice
 from operator import add, sub
 from struct import Struct
@@ -17,7 +17,8 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from exporter.histogram import ZERO_THRESHOLD, Exemplar, Histogram, NativeBuckets
-from exporter.metrics.exposition import LONGEST_RUN_ID, POINTS_PER_PIECE, Family
+from exporter.metrics.exposition import LONGEST_RUN_ID, TEXTS_PER_PIECE, Family
+from exporter.metrics.kept import Kept, TextOf
 from exporter.metrics.table import AGENT_LABEL, Snapshot
 from exporter.metrics.wire import (
     BYTES,
@@ -47,20 +48,13 @@ SUFFIXES = {"counter": "_total", "info": "_info"}  # of the samples, where the f
 GAP = bytes(3)  # empty native buckets in a row are a gap between spans; fewer are cheaper as zeros
 
 
-# the text of a histogram, and whether with native buckets; by identity, as what is shown does not change
-_Kept = dict[tuple[int, bool], tuple[Histogram, str]]
+def write(families: Iterable[Metric], kept: Kept | None = None) -> Iterator[bytes]:
+    """The families in pieces; of no more than one at a time all pieces are in memory.
 
-
-class Writer:
-    """Writes families, and keeps the text of histograms: few of them change from one scrape to the next."""
-
-    def __init__(self) -> None:
-        self._kept: _Kept = {}
-
-    def write(self, families: Iterable[Metric]) -> Iterator[bytes]:
-        """The families in pieces; of no more than one at a time all pieces are in memory."""
-        kept: _Kept = {}
-        agents: tuple[Snapshot | None, list[str]] = (None, [])
+    Histograms that `kept` has are not written anew.
+    """
+    agents: tuple[Snapshot | None, list[str]] = (None, [])
+    with (kept or Kept()).texts() as text_of:
         for family in families:
             if isinstance(family, Family):
                 snapshot = family.snapshot
@@ -68,25 +62,10 @@ class Writer:
                     agents = snapshot, [pairs([(AGENT_LABEL, str(agent.id))]) for agent in snapshot.agents]
                 of = agents[1] if family.row.per_agent else [""]
                 histograms = family.type == "histogram"
-                metrics = self._histograms(family, of, kept) if histograms else _numbers(family, of)
+                metrics = _histograms(family, of, text_of) if histograms else _numbers(family, of)
             else:
                 metrics = _grouped(family)
             yield from _delimited(family, metrics)
-        self._kept = kept
-
-    def _histograms(self, family: Family, agents: Sequence[str], kept: _Kept) -> Iterator[str]:
-        """The row's points, a message `Metric` each; `agents` are the labels of what they are points of."""
-        native = not family.snapshot.show_created  # who needs this may drop native histograms: see the README
-        bounds = ["\x11" + double(bound) for bound in family.bounds]
-        own = _own_labels(family)
-        for agent, points in zip(agents, family.points(), strict=True):
-            for point in points:
-                histogram, labels = cast(Histogram, point.value), own[point.labels]
-                key = id(histogram), native
-                known = self._kept.get(key) or (histogram, _histogram(histogram, bounds, native))
-                kept[key], text = known, known[1]
-                yield f'"{VARINTS[len(agent) + len(labels) + len(text)]}{agent}{labels}'
-                yield text
 
 
 def _delimited(family: Metric, metrics: Iterator[str]) -> Iterator[bytes]:
@@ -96,7 +75,7 @@ def _delimited(family: Metric, metrics: Iterator[str]) -> Iterator[bytes]:
     unit = field("\x2a", encoded(family.unit)) if family.unit else ""
     rest = chain(metrics, (unit,))
     pieces = []
-    while piece := "".join(islice(rest, POINTS_PER_PIECE)):
+    while piece := "".join(islice(rest, TEXTS_PER_PIECE)):
         pieces.append(piece.encode(BYTES))
     yield (VARINTS[len(head) + sum(map(len, pieces))] + head).encode(BYTES)
     yield from pieces
@@ -109,6 +88,19 @@ def _own_labels(family: Family) -> Cache:
     """The row's own labels by their values."""
     names = family.row.labels
     return Cache(lambda values: pairs(sorted(zip(names, values, strict=True))))
+
+
+def _histograms(family: Family, agents: Sequence[str], text_of: TextOf) -> Iterator[str]:
+    """The row's points, a message `Metric` each; `agents` are the labels of what they are points of."""
+    native = not family.snapshot.show_created  # who needs this may drop native histograms: see the README
+    bounds = ["\x11" + double(bound) for bound in family.bounds]
+    own = _own_labels(family)
+    for agent, points in zip(agents, family.points(), strict=True):
+        for point in points:
+            histogram, labels = cast(Histogram, point.value), own[point.labels]
+            text = text_of(histogram, native, partial(_histogram, histogram, bounds, native))
+            yield f'"{VARINTS[len(agent) + len(labels) + len(text)]}{agent}{labels}'
+            yield text
 
 
 def _numbers(family: Family, agents: Sequence[str]) -> Iterator[str]:

@@ -88,7 +88,10 @@ Kind = Literal["gauge", "counter", "histogram"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A metric: its name as exposed, its own labels, its help text, and where its values come from."""
+    """A metric: its name as exposed, its own labels, its help text, and where its values come from.
+
+    `source` is all that an agent's points depend on, if that is one thing which never changes.
+    """
 
     name: str
     kind: Kind
@@ -96,6 +99,7 @@ class Row:
     labels: tuple[str, ...] = ()
     per_agent: Callable[[AgentSnapshot], Sequence[Point]] | None = None
     overall: Callable[[Snapshot], Sequence[Point]] | None = None
+    source: Callable[[AgentSnapshot], object] | None = None
 
     @property
     def family(self) -> str:
@@ -210,9 +214,10 @@ TABLE = (
     Row("modus_agent_executions", "gauge", "Runs in all statuses as the API counts them.",
         per_agent=lambda a: _maybe((a.counts or {}).get(TOTAL_COUNT))),
     Row("modus_agent_run_duration_seconds", "histogram", "Durations of the completed runs, each run once.",
-        per_agent=_durations),
+        per_agent=_durations, source=lambda a: a.durations),
     Row("modus_agent_runs_finished_total", "counter",
-        "Ended runs, each run once.", ("status", "trigger_type"), per_agent=_finished),
+        "Ended runs, each run once.", ("status", "trigger_type"),
+        per_agent=_finished, source=lambda a: a.totals),
     Row("modus_agent_runs_missed_total", "counter",
         "Runs that are known to have been missed: they are in no other counter.", ("reason",),
         per_agent=_missed),

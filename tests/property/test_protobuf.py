@@ -21,7 +21,7 @@ from prometheus_client.samples import Exemplar, Sample
 
 from exporter.histogram import NativeBuckets
 from exporter.metrics.exposition import families
-from exporter.metrics.protobuf import Writer
+from exporter.metrics.protobuf import write
 from exporter.metrics.table import TABLE, Row, Snapshot
 from tests import metricsproto
 from tests.oracle import add
@@ -144,7 +144,7 @@ def without_native(family: Any) -> tuple[Any, list[Native]]:
 @given(snapshot=SNAPSHOTS)
 def test_any_snapshot_is_read_as_it_was_meant(snapshot: Snapshot) -> None:
     expected, native = messages(snapshot)
-    read = list(metricsproto.families(b"".join(Writer().write(families(snapshot)))))
+    read = list(metricsproto.families(b"".join(write(families(snapshot)))))
     found = [without_native(family) for family in read]
     assert [family for family, _ in found] == expected
     assert {family.name: buckets for family, buckets in found if buckets} == native
@@ -211,5 +211,5 @@ def library_families(draw: st.DrawFn) -> Metric:
 @settings(max_examples=300, deadline=None)
 @given(given_families=st.lists(library_families(), max_size=3))
 def test_any_family_of_the_library_is_read_as_it_was_meant(given_families: list[Metric]) -> None:
-    read = list(metricsproto.families(b"".join(Writer().write(given_families))))
+    read = list(metricsproto.families(b"".join(write(given_families))))
     assert read == [message(family) for family in given_families]

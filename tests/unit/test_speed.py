@@ -10,14 +10,16 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
+from exporter.metrics import protobuf
 from exporter.metrics.exposition import Family, families, write
-from exporter.metrics.protobuf import Writer
+from exporter.metrics.kept import Kept
 from exporter.metrics.table import Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.model import RunsPage
@@ -160,20 +162,28 @@ def test_the_exposition_comes_in_pieces_that_do_not_grow_with_the_fleet(world: W
 def test_protobuf_comes_in_pieces_too(world: World) -> None:
     snapshot = world.scrape()
     large = replace(snapshot, agents=list(snapshot.agents) * 25)
-    pieces = [len(piece) for piece in Writer().write(families(large))]
+    pieces = [len(piece) for piece in protobuf.write(families(large))]
     assert sum(pieces) > 2_000_000
     assert max(pieces) < 1_000_000
 
 
-def test_a_histogram_that_did_not_change_is_not_written_anew_in_protobuf(world: World) -> None:
-    writer = Writer()
-    first = calls(lambda: list(writer.write(families(world.scrape()))))
+FORMATS = {
+    "text": partial(write, openmetrics=False),
+    "openmetrics": partial(write, openmetrics=True),
+    "protobuf": protobuf.write,
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_an_agent_adds_up_to_is_not_written_anew_until_it_changes(world: World, form: str) -> None:
+    kept, write = Kept(), FORMATS[form]
+    first = calls(lambda: list(write(families(world.scrape()), kept=kept)))
     scraped = world.scrape()
-    again = calls(lambda: list(writer.write(families(scraped))))
+    again = calls(lambda: list(write(families(scraped), kept=kept)))
     assert again < first - 10 * len(AGENTS)
     world.modus.start_run(1, world.clock() - 100, lasts=30.0)
-    for snapshot in (scraped, world.scrape(), replace(scraped, show_created=True)):
-        assert b"".join(writer.write(families(snapshot))) == b"".join(Writer().write(families(snapshot)))
+    for snapshot in (scraped, world.scrape(), replace(scraped, show_created=True), scraped):
+        assert b"".join(write(families(snapshot), kept=kept)) == b"".join(write(families(snapshot)))
 
 
 def test_runs_are_let_go_as_soon_as_they_are_counted(tmp_path: Path) -> None:
