@@ -209,7 +209,7 @@ class RunsCollector(Collector):
                     self._answered = False
                 targets = self._targets.find(scrape.deadline)
                 if self.leases.holds(USAGE_ID):  # one for the whole organisation
-                    self._usage.start(self._clock() + self._skew, self._targets.known)
+                    self._usage.start(self._clock() + self._skew, self._targets.known_agents)
                 with self._lock:
                     self._in_use = scrape.targets = targets
                     scrape.deadline.shorten(self._reserve(scrape))

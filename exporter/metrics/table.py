@@ -23,8 +23,7 @@ COUNTED_STATUSES = (*OPEN_STATUSES, "error", "completed")  # those that the API 
 MAX_STATUSES = 20  # of one agent
 
 
-@dataclass(frozen=True, slots=True)
-class AgentSnapshot:
+class AgentSnapshot(msgspec.Struct, frozen=True, gc=False):
     """One agent as of one scrape. Times are Unix seconds; None is what is not known or not set."""
 
     id: int
@@ -39,9 +38,9 @@ class AgentSnapshot:
     open_starts: Mapping[str, float] | None = None  # oldest start by status; None likewise
     totals: Totals | None = None  # None until all runs of the first sight have been read
     durations: Histogram | None = None  # of completed runs; None likewise
-    missed: Mapping[str, int] = field(default_factory=dict)  # by reason; shown with the totals
+    missed: Mapping[str, int] = {}  # by reason; shown with the totals
     consecutive_failures: int | None = None
-    last_end: Mapping[str, float] = field(default_factory=dict)  # newest end by terminal status
+    last_end: Mapping[str, float] = {}  # newest end by terminal status
     last_start: float | None = None
     last_read: float | None = None
     last_reconciled: float | None = None

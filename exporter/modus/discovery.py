@@ -131,4 +131,4 @@ def shard_of(agent_id: int, total: int) -> int:
     def weight(shard: int) -> bytes:
         return hashlib.blake2b(f"{agent_id}/{shard}".encode(), digest_size=8).digest()
 
-    return max(range(total), key=weight)
+    return max(range(total), key=weight) if total > 1 else 0

@@ -7,7 +7,7 @@ connection is not used again.
 
 import http.client
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httptools
@@ -24,8 +24,17 @@ ENCODINGS = ("", "identity", "gzip", "x-gzip")
 class Headers(dict[bytes, bytes]):
     """Headers by their names in small letters, as they came: few are ever looked at."""
 
+    @classmethod
+    def of(cls, lines: Sequence[tuple[bytes, bytes]]) -> "Headers":
+        """The headers of these lines; the values of several alike with commas between them."""
+        headers = cls(lines)
+        if len(headers) < len(lines):
+            for name in headers:
+                headers[name] = b", ".join(value for other, value in lines if other == name)
+        return headers
+
     def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
-        """The value; of several headers alike all, with commas between them."""
+        """The value, or `default`."""
         value = super().get(name.lower().encode())
         return default if value is None else value.decode("latin-1")
 
@@ -49,7 +58,8 @@ class Response:
         self._receive = receive
         self._parser: Any = httptools.HttpResponseParser(self)
         self._begun = self._whole = self._kept = False
-        self._number = self._without_body = 0  # headers; bytes
+        self._lines: list[tuple[bytes, bytes]] = []  # of the headers, or of what comes behind a chunked body
+        self._without_body = 0  # bytes
         self._body: list[bytes] = []  # what came and was not read yet
         while not self.status:
             self._take()
@@ -124,7 +134,7 @@ class Response:
             raise http.client.HTTPException("an upgrade that nobody asked for") from None
         except httptools.HttpParserError as exc:
             raise http.client.HTTPException(str(exc)) from None
-        if self._without_body > LONGEST_WITHOUT_BODY or self._number > MOST_HEADERS:
+        if self._without_body > LONGEST_WITHOUT_BODY or len(self._lines) > MOST_HEADERS:
             raise http.client.HTTPException("endless headers")
 
     def _end(self) -> None:
@@ -137,17 +147,15 @@ class Response:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """For the parser: a header, or one behind a chunked body, which is none."""
-        if not self.status:
-            name, headers = name.lower(), self.headers
-            headers[name] = headers[name] + b", " + value if name in headers else value
-            self._number += 1
+        self._lines.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """For the parser: that was the last header, of the answer or of a `100 Continue` before it."""
         status = self._parser.get_status_code()
         if status == http.client.CONTINUE:
-            self.headers.clear()
+            self._lines.clear()
         else:
+            self.headers = Headers.of(self._lines)
             self.status, self._kept = status, self._parser.should_keep_alive()
 
     def on_body(self, piece: bytes) -> None:

@@ -65,7 +65,7 @@ class Account:
         return cls(agent_id, AgentState(totals, now - lookback, now, ended_after=ended_after), CountedIds())
 
     def known(self) -> Known:
-        """What a reading of the agent starts from."""
+        """What a reading of the agent starts from; it says nothing of the lease."""
         state, counted = self.state, self.counted
 
         def is_new(run: Run) -> bool:

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from exporter.histogram import Histogram
 from exporter.log import fields
@@ -241,9 +242,7 @@ class Ledger:
     def _write(self, store: Store) -> bool:
         """Write what is not yet written, or a piece of it; False when nothing is left to be written."""
         meta = self._meta()
-        with self._lock:
-            known = {account.agent_id for account in self._all()}
-        stale = store.open_again(known)
+        stale = store.open_again(self._agent_ids)
         with self._lock:
             if stale is None:
                 accounts = list(self._some_changed())
@@ -268,18 +267,24 @@ class Ledger:
         self._said.say(store)
         return True
 
-    def _all(self) -> Iterator[AnyAccount]:
+    def _agent_ids(self) -> set[int]:
+        with self._lock:
+            return {account.agent_id for account in self._all()}
+
+    def _all(self, *, changed: bool = False) -> Iterator[AnyAccount]:
+        """The accounts that this exporter still has the leases of; or those of them that have `changed`."""
         usage = (self._usage,) if self._usage.state.read_until else ()  # else there was no report so far
         for account in (*usage, *self._accounts.values()):
-            if account.epoch == self.leases.epoch(account.agent_id):  # else it was given back meanwhile
+            if account.changed >= changed and account.epoch == self.leases.epoch(account.agent_id):
                 yield account
 
     def _some_changed(self) -> Iterator[AnyAccount]:
         most = PIECE
-        for account in self._all():
-            if account.changed and most > 0:
-                most -= AGENT_WEIGHT + len(account.new) + len(account.gone)
-                yield account
+        for account in self._all(changed=True):
+            most -= AGENT_WEIGHT + len(account.new) + len(account.gone)
+            yield account
+            if most <= 0:
+                return
 
     def _load(self, store: Store, reset_histogram: bool) -> None:
         found = store.load(self._meta(), reset_histogram=reset_histogram)

@@ -5,7 +5,7 @@ agent over meanwhile. Writes of one agent have growing serial numbers besides: o
 behind changes nothing when it gets through after a newer one.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 
 from exporter.runs import tables
@@ -47,7 +47,7 @@ class SharedStore:
         self._fleet = Fleet(self._database, tenant, self._buckets, self._written)
         return self._fleet
 
-    def open_again(self, agent_ids: Collection[int]) -> Collection[int] | None:
+    def open_again(self, agent_ids: Callable[[], Collection[int]]) -> Collection[int] | None:
         """The agents of which the database, after a new connection, holds less than was written.
 
         So it is when it failed over to a server that had not got the last transactions.
@@ -58,7 +58,8 @@ class SharedStore:
         if self._problems != (problems := self._fleet.problems):
             self._connection.close()  # it may be of a server that is no longer in charge
         if not self._connection.is_open:
-            written = {id_: at for id_, at in list(self._written.items()) if id_ in agent_ids}
+            ours = agent_ids()
+            written = {id_: at for id_, at in list(self._written.items()) if id_ in ours}
             with self._connection.transaction(WRITE) as cursor:
                 cursor.execute(
                     "SELECT agent_id, epoch, serial FROM modus_agent WHERE agent_id = ANY(%s)",

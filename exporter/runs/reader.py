@@ -6,7 +6,7 @@ indexed late, and the whole lookback is read again. Besides that is done for eve
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,18 +37,17 @@ class Limits:
     timeframe: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """What the ledger knows of an agent; the default is an agent at its first sight."""
 
-    watermark: Watermark = field(default_factory=Watermark)
-    open: Mapping[str, OpenRun] = field(default_factory=dict)
+    watermark: Watermark = Watermark()
+    open: Mapping[str, OpenRun] = {}
     opens_listed: bool = False
     last_reconciled: float | None = None
     is_new: Callable[[Run], bool] = lambda _: True  # whether it is neither counted, nor open, nor from before
     is_unread: Callable[[str], bool] = lambda _: True  # whether this malformed item was not met before
     epoch: int | None = 0  # of the lease of an agent that several exporters share; None: not ours
-    clock: SeenClock = field(default_factory=SeenClock)
+    clock: SeenClock = SeenClock()
 
 
 class Memory(msgspec.Struct, frozen=True, gc=False):
@@ -66,19 +65,18 @@ class Memory(msgspec.Struct, frozen=True, gc=False):
     retry_at: float = 0.0  # the API's clock
 
 
-@dataclass(slots=True)
-class Reading:
+class Reading(msgspec.Struct):
     """What was read of one agent, also when an error cut it short. Instants are of the API's clock."""
 
     watermark: Watermark
     memory: Memory
-    runs: list[Run] = field(default_factory=list)  # in the order of the answers
-    malformed: list[str] = field(default_factory=list)  # what names items that could not be decoded
+    runs: list[Run] = []  # in the order of the answers
+    malformed: list[str] = []  # what names items that could not be decoded
     counts: Mapping[str, int] | None = None
     newest: Run | None = None
     now: float = 0.0  # at the first answer; 0 when there was none
     skew: float = 0.0  # by how much it is ahead of ours, seconds
-    searched: list[Backlog] = field(default_factory=list)  # searches for open runs that came to their end
+    searched: list[Backlog] = []  # searches for open runs that came to their end
     opens_listed: bool = False
     reconciled: float | None = None  # the whole lookback was compared, as of then
     unreachable: int = 0  # runs that the counts name and the whole lookback does not hold

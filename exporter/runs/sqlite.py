@@ -74,14 +74,14 @@ class StateFile:
         """All agents are this process's own."""
         return Alone()
 
-    def open_again(self, agent_ids: Collection[int]) -> Collection[int] | None:
+    def open_again(self, agent_ids: Callable[[], Collection[int]]) -> Collection[int] | None:
         """Open the file where it is not open; all agents when it does not hold what was written last.
 
         A file that somebody else changed is opened anew, and moved aside when it is broken.
         Raises StoreError.
         """
         try:
-            return agent_ids if self._open_again() else None
+            return agent_ids() if self._open_again() else None
         except (sqlite3.Error, OSError, LedgerError) as error:
             raise StoreError(str(error)) from None
 

@@ -126,8 +126,8 @@ class Store(Protocol):
     def lease_for(self, tenant: Tenant) -> Leases:
         """The leases of `tenant`, who counts what this store keeps. Comes after `load`."""
 
-    def open_again(self, agent_ids: Collection[int]) -> Collection[int] | None:
-        """Open it where it is not open; None when it holds of these agents what was written last.
+    def open_again(self, agent_ids: Callable[[], Collection[int]]) -> Collection[int] | None:
+        """Open it where it is not open; None when it holds of our agents what was written last.
 
         Else those that are to be written anew and whole, all in the next `write`. Raises StoreError.
         """

@@ -74,8 +74,7 @@ class Targets:
         """The newest list of agents; None while there was none."""
         return self._earlier if self._discovery.found is None else self._discovery.found
 
-    @property
-    def known(self) -> Sequence[Agent] | None:
+    def known_agents(self) -> Sequence[Agent] | None:
         """The agents that are listed or were read, with their names; None while that is unknown."""
         if self._selection.discovers:
             return self.found

@@ -84,13 +84,14 @@ class UsageReader:
             return True
         return None if self._settings.enabled == "auto" and _is_off(self._failure) else False
 
-    def start(self, now: float, agents: Sequence[Agent] | None) -> None:
+    def start(self, now: float, known_agents: Callable[[], Sequence[Agent] | None]) -> None:
         """Begin to read the report if it is time; `now` is the API's clock.
 
-        `agents` are those that are listed, to be matched by id, slug or name; None while that is unknown.
+        `known_agents` tells those that are listed, to be matched by id, slug or name; None while that is
+        unknown.
         """
         monotonic = self._deadline.monotonic()
-        if not self._settings.is_on or agents is None or monotonic < self._next:
+        if not self._settings.is_on or monotonic < self._next or (agents := known_agents()) is None:
             return
         if self._closed or not self._busy.acquire(blocking=False):
             return

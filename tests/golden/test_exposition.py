@@ -1,11 +1,12 @@
 """The exposition, byte for byte. After a change that is meant: UPDATE_GOLDEN=1 pytest tests/golden."""
 
+import dataclasses
 import os
 import platform
 import re
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from exporter.histogram import Exemplar, Histogram
@@ -80,7 +81,7 @@ def failed() -> AgentSnapshot:
 
 def first_seen() -> AgentSnapshot:
     """Its counters are not shown yet: older pages are still to be read."""
-    return replace(healthy(), totals=None, backlog=True)
+    return msgspec.structs.replace(healthy(), totals=None, backlog=True)
 
 
 def snapshot(*agents: AgentSnapshot) -> Snapshot:
@@ -109,7 +110,7 @@ CASES = {
     ),
     "failure": snapshot(failed()),
     "first-sight": snapshot(first_seen()),
-    "created": replace(snapshot(healthy()), show_created=True),
+    "created": dataclasses.replace(snapshot(healthy()), show_created=True),
 }
 
 
@@ -138,13 +139,13 @@ def test_the_exposition_is_this_byte_for_byte(case: str, openmetrics: bool) -> N
 def test_a_documented_status_is_there_at_0_when_the_api_names_only_others(
     counts: dict[str, int] | None, shown: dict[str, int]
 ) -> None:
-    text = exposed(snapshot(replace(healthy(), counts=counts)), openmetrics=False).decode()
+    text = exposed(snapshot(msgspec.structs.replace(healthy(), counts=counts)), openmetrics=False).decode()
     found = re.findall(r'^modus_agent_runs\{agent_id="42",status="(\w+)"\} (.*)$', text, re.M)
     assert {status: float(n) for status, n in found} == shown
 
 
 def test_every_read_error_and_every_reason_of_a_missed_run_is_there_at_0_from_the_start() -> None:
-    text = exposed(snapshot(replace(healthy(), missed={})), openmetrics=False).decode()
+    text = exposed(snapshot(msgspec.structs.replace(healthy(), missed={})), openmetrics=False).decode()
     for name, reasons in (("read_errors", REASONS), ("runs_missed", MISSED)):
         found = re.findall(rf'^modus_agent_{name}_total\{{agent_id="42",reason="(\w+)"\}} 0\.0$', text, re.M)
         assert tuple(found) == reasons
@@ -163,7 +164,7 @@ def test_a_rename_changes_the_info_series_and_no_other() -> None:
 
 def test_statuses_without_end_and_texts_without_end_become_few_and_short() -> None:
     counts = {"s" * 10_000: 5} | {f"status {n}": 1 for n in range(300)}
-    shown = exposed(snapshot(replace(healthy(), counts=counts)), openmetrics=True).decode()
+    shown = exposed(snapshot(msgspec.structs.replace(healthy(), counts=counts)), openmetrics=True).decode()
     lines = [line for line in shown.splitlines() if line.startswith("modus_agent_runs{")]
     assert len(lines) == 21
     assert sum(float(line.rpartition(" ")[2]) for line in lines) == 305

@@ -134,7 +134,7 @@ def test_the_library_reads_the_same_from_our_families(snapshot: Snapshot, openme
 def without_exemplars(agents: Iterable[AgentSnapshot]) -> list[AgentSnapshot]:
     """The library's parser cannot read an exemplar with a quote in it, not even one that it wrote."""
     return [
-        replace(
+        msgspec.structs.replace(
             agent,
             durations=Histogram(agent.durations.buckets, START, agent.durations.sum),
             totals=agent.totals and msgspec.structs.replace(agent.totals, newest={}),

@@ -1096,7 +1096,7 @@ def _missing(book: Ledger) -> Collection[int] | None:
     """What its store would have written again."""
     assert book._store is not None
     with suppress(StoreError):  # its connection was cut
-        return book._store.open_again([AGENT])
+        return book._store.open_again(lambda: [AGENT])
     return None
 
 
@@ -1114,7 +1114,7 @@ def test_what_a_failover_lost_is_written_again_as_the_newest_lease_has_it(
         assert store is not None
         open_again = store.open_again
 
-        def interrupted(agent_ids: Collection[int]) -> Collection[int] | None:
+        def interrupted(agent_ids: Callable[[], Collection[int]]) -> Collection[int] | None:
             if missing := open_again(agent_ids):
                 lost_for_a_while(server, book, boot, a_run("wf:1"), a_run("wf:2"))
             return missing
