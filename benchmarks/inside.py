@@ -32,6 +32,7 @@ from benchmarks.processes import api
 from exporter.config import Config
 from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import families, write
+from exporter.metrics.kept import Kept
 from exporter.metrics.settings import Settings
 from exporter.metrics.table import Snapshot
 from exporter.modus.client import ModusClient
@@ -42,6 +43,7 @@ from exporter.runs.reader import Limits
 SHARED = 4  # scrapes for the shares, of which half change every account
 SETTLED = 50  # scrapes after which memory is taken for the first time
 LIBRARY_AGENTS = 200  # whose text the library writes: it is slow
+KEPT = Kept()  # text from one scrape to the next
 
 
 def resident_mib() -> float:
@@ -73,7 +75,7 @@ class Parts:
 def shown(snapshot: Snapshot) -> int:
     """Text and compression: the bytes of the compressed exposition."""
     packer = zlib.compressobj(level=1, wbits=31)
-    pieces = write(families(snapshot), True)
+    pieces = write(families(snapshot), True, KEPT)
     return sum(len(packer.compress(piece)) for piece in pieces) + len(packer.flush())
 
 

@@ -24,6 +24,7 @@ from exporter.modus.model import printable
 
 END = b"# EOF\n"  # of OpenMetrics
 LONGEST_RUN_ID = 128 - len("run_id")  # of an exemplar: names and values together, OpenMetrics 1.0
+NAME, AGENT = "\0\1"  # stand for these in text that is kept, which is shorter then; `printable` leaves none
 TEXTS_PER_PIECE = 250  # each of a point, or of all points of an agent
 
 _number = lru_cache(maxsize=4096)(floatToGoString)  # most values are small counts
@@ -122,19 +123,23 @@ class Family(Metric):
     def _texts(self, openmetrics: bool, text_of: TextOf) -> Iterable[str]:
         per_agent, source = self.row.per_agent, self.row.source
         if not (per_agent and source):
-            return self._lines(openmetrics, self._before, self.points())
+            return self._lines(openmetrics, self.row.name, self._before, self.points())
         kind = self.row.name, openmetrics, self.snapshot.show_created
 
-        def written(before: str, agent: AgentSnapshot) -> str:
-            return "".join(self._lines(openmetrics, [before], [per_agent(agent)]))
+        def written(agent: AgentSnapshot) -> str:
+            return "".join(self._lines(openmetrics, NAME, [AGENT], [per_agent(agent)]))
 
-        agents = zip(self._before, self.snapshot.agents, strict=True)
-        return (text_of(source(agent), kind, partial(written, before, agent)) for before, agent in agents)
+        return (
+            text_of(source(agent), kind, partial(written, agent))
+            .replace(NAME, self.row.name)
+            .replace(AGENT, before)
+            for agent, before in zip(self.snapshot.agents, self._before, strict=True)
+        )
 
     def _lines(
-        self, openmetrics: bool, agents: Iterable[str], points_of_each: Iterable[Sequence[Point]]
+        self, openmetrics: bool, name: str, agents: Iterable[str], points_of_each: Iterable[Sequence[Point]]
     ) -> Iterator[str]:
-        name, created_name, own = self.row.name, f"{self.name}_created", self._own
+        created_name, own = f"{self.name}_created", self._own
         show_created = openmetrics and self.snapshot.show_created
         for before, points in zip(agents, points_of_each, strict=True):
             for point in points:

@@ -43,7 +43,9 @@ class Account:
         self.counted = counted
         self.epoch = epoch  # of the lease under which it was loaded
         self.shown = state.totals if state.base_read else None  # the first sample is the whole base
-        self.told: set[tuple[str, str]] = set()  # series that were shown at 0, because they are new
+        self.told: frozenset[tuple[str, str]] = (
+            frozenset()
+        )  # series that were shown at 0, because they are new
         self.changed = False
         self.new: list[str] = []  # ids to be written
         self.gone: list[str] = []  # ids to be deleted
@@ -52,7 +54,7 @@ class Account:
         self._kept: Totals | None = state.totals  # must not be changed: shown, or about to be
         self._pruned: float | None = None
         self._malformed: int | None = None  # of `counted`; None: not known
-        self._warned: set[str] = set()
+        self._warned: frozenset[str] = frozenset()
 
     @classmethod
     def open(
@@ -208,7 +210,8 @@ class Account:
             finished.setdefault(status, dict.fromkeys(triggers, 0))
             for by_trigger in finished.values():
                 by_trigger.setdefault(trigger, 0)
-            totals.unshown |= _pairs(finished) - before if self.state.base_read else set()
+            if self.state.base_read:
+                totals.unshown |= _pairs(finished) - before
         return status, trigger
 
     def _bounded(self, kind: str, value: str, known: Mapping[str, object], most: int) -> str:
@@ -220,7 +223,7 @@ class Account:
 
     def _warn_once(self, kind: str, most: int, what: str) -> None:
         if kind not in self._warned:
-            self._warned.add(kind)
+            self._warned |= {kind}
             message = f"more {kind} than one agent can have: further ones {what}"
             log.warning(message, extra=fields(agent_id=self.agent_id, limit=most))
 

@@ -133,7 +133,8 @@ class Ledger:
             state.open = dict(state.open)
             if account.shown is None:
                 return state, None
-            account.told |= account.shown.unshown
+            if account.shown.unshown:
+                account.told |= account.shown.unshown
             return state, account.shown.born_at_zero()
 
     def take(self, agents: Iterable[Taken]) -> None:
@@ -176,7 +177,7 @@ class Ledger:
             for account in self._accounts.values():
                 if account.told & account.state.totals.unshown:
                     account.own().unshown -= account.told
-                account.told = set()
+                account.told = frozenset()
             self._usage.mark_shown()
 
     def end_scrape(self, in_use: Container[int]) -> None:

@@ -123,9 +123,7 @@ class Totals(msgspec.Struct, gc=False):
     created: float
     durations: Histogram
     finished: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # by status, then trigger type
-    unshown: set[tuple[str, str]] = msgspec.field(
-        default_factory=set
-    )  # of `finished`: no scrape showed it yet
+    unshown: frozenset[tuple[str, str]] = frozenset()  # of `finished`: no scrape showed it yet
     missed: dict[str, int] = msgspec.field(default_factory=lambda: dict.fromkeys(MISSED, 0))
     last_end: dict[str, float] = msgspec.field(default_factory=dict)  # by status
     failures: FailureRow = msgspec.field(default_factory=FailureRow)
@@ -143,7 +141,7 @@ class Totals(msgspec.Struct, gc=False):
         totals.durations, totals.failures = durations, failures
         totals.finished = {status: dict(known) for status, known in self.finished.items()}
         totals.newest = {status: dict(known) for status, known in self.newest.items()}
-        totals.unshown, totals.missed, totals.last_end = {*self.unshown}, {**self.missed}, {**self.last_end}
+        totals.missed, totals.last_end = {**self.missed}, {**self.last_end}
         return totals
 
     def note_newest(self, status: str, trigger_type: str, run_id: str, end: float | None) -> None:

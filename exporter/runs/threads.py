@@ -64,7 +64,7 @@ class KeptThreads:
             self._waiting += 1
 
     def _run(self) -> None:
-        pin_to_cpu(self._cpu)
+        stay_on_cpu(self._cpu)
         while work := self._work.get():
             try:
                 work()
@@ -161,11 +161,13 @@ def any_cpu() -> int | None:
     return random.choice(sorted(os.sched_getaffinity(0)))  # noqa: S311 - by chance: shards shall spread
 
 
-def pin_to_cpu(cpu: int | None) -> None:
+def stay_on_cpu(cpu: int | None) -> None:
     """Keep this thread on one CPU, as all that read: the interpreter runs one at a time anyway.
 
-    Handing its lock from CPU to CPU costs a fifth of the reading's CPU or more (benchmarks/RESULTS.md).
+    Handing its lock from CPU to CPU costs a fifth of the reading's CPU or more (benchmarks/RESULTS.md). Nor
+    does a thread that wakes up there drive out the one that computes (SCHED_BATCH): it would wait for that.
     """
-    if cpu is not None:
+    if cpu is not None and hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):  # a sandbox forbids it, or the CPU was taken away: dearer, not wrong
             os.sched_setaffinity(0, {cpu})
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

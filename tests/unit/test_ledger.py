@@ -668,7 +668,7 @@ def test_totals_that_are_shown_share_nothing_with_those_that_go_on_counting(cloc
     clock.advance(600)
     record(book, a_run("wf:1", end=START + 10), a_run("wf:2", "error", end=START + 20))
     counted = totals(book)
-    counted.unshown.add(("error", "api"))
+    counted.unshown |= {("error", "api")}
     copied = counted.copied()
     assert copied == counted
     assert len(list(changeable(counted))) > 10
