@@ -34,7 +34,7 @@ from exporter.metrics.collector import RunsCollector
 from exporter.metrics.exposition import families, write
 from exporter.metrics.kept import Kept
 from exporter.metrics.settings import Settings
-from exporter.metrics.table import Snapshot
+from exporter.metrics.snapshot import Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection, Target
 from exporter.runs.ledger import Ledger

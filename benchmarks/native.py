@@ -15,13 +15,15 @@ import tracemalloc
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate
 
 from exporter.config import Config
 from exporter.histogram import Exemplar, Histogram
-from exporter.metrics.exposition import families, write
-from exporter.metrics.protobuf import Writer
-from exporter.metrics.table import AgentSnapshot, Snapshot
+from exporter.metrics import exposition, protobuf
+from exporter.metrics.exposition import families
+from exporter.metrics.kept import Kept
+from exporter.metrics.snapshot import AgentSnapshot, Snapshot
 from exporter.modus.model import TERMINAL_STATUSES
 from exporter.runs.account import TRIGGER_TYPES
 from exporter.runs.state import Totals
@@ -121,30 +123,32 @@ def packed(pieces: Iterable[bytes]) -> int:
     return sum(len(packer.compress(piece)) for piece in pieces) + len(packer.flush())
 
 
+def cost(name: str, write: Callable[..., Iterable[bytes]], shown: Snapshot) -> str:
+    """Text and gzip of an agent in one format, with nothing and with everything changed."""
+    packed(write(families(shown)))  # fills the caches, which are no larger for more agents
+    kept = Kept()
+    tracemalloc.start()
+    packed(write(families(shown), kept=kept))
+    memory = tracemalloc.get_traced_memory()[0] / AGENTS
+    tracemalloc.stop()
+    same = cpu(lambda: packed(write(families(shown), kept=kept)))
+    changed = cpu(lambda: packed(write(families(shown))))
+    return (
+        f"{name}: {same:.0f} microseconds of CPU per agent without change, {changed:.0f} per one with; "
+        f"{memory:.0f} bytes of text are kept per agent"
+    )
+
+
 def costs() -> list[str]:
-    """Text and gzip of an agent in OpenMetrics and in protobuf, with nothing and with everything changed."""
+    """What the formats cost."""
     agents = [agent(number) for number in range(1, AGENTS + 1)]
     shown = Snapshot(agents, BOUNDS, True, 1.0, True, "bench", NOW)
-    packed(Writer().write(families(shown)))  # fills the caches, which are no larger for more agents
-    writer = Writer()
-    tracemalloc.start()
-    packed(writer.write(families(shown)))
-    kept = tracemalloc.get_traced_memory()[0] / AGENTS
-    tracemalloc.stop()
-    native_buckets = [each.durations.native for each in agents if each.durations]
-    buckets = sum(sys.getsizeof(each) + sys.getsizeof(each.observed) for each in native_buckets)
-    rows = {
-        "OpenMetrics": cpu(lambda: packed(write(families(shown), True))),
-        "protobuf": cpu(lambda: packed(writer.write(families(shown)))),
-        "protobuf, every histogram changed": cpu(lambda: packed(Writer().write(families(shown)))),
-    }
-    text = rows["OpenMetrics"]
+    native = [each.durations.native for each in agents if each.durations]
+    buckets = sum(sys.getsizeof(each) + sys.getsizeof(each.observed) for each in native) / AGENTS
     return [
-        *(
-            f"{name}: {took:.0f} microseconds of CPU per agent, {took / text:.2f} of text"
-            for name, took in rows.items()
-        ),
-        f"memory per agent: native buckets {buckets / AGENTS:.0f} bytes, kept text {kept:.0f} bytes",
+        cost("OpenMetrics", partial(exposition.write, openmetrics=True), shown),
+        cost("protobuf", protobuf.write, shown),
+        f"native buckets: {buckets:.0f} bytes of memory per agent",
     ]
 
 

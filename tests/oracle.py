@@ -12,7 +12,8 @@ from prometheus_client.utils import floatToGoString
 
 from exporter.histogram import Exemplar, Histogram
 from exporter.metrics.exposition import families, write
-from exporter.metrics.table import TABLE, Point, Row, Snapshot
+from exporter.metrics.snapshot import Snapshot
+from exporter.metrics.table import TABLE, Point, Row
 from exporter.modus.model import printable
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector
 from exporter.metrics.settings import Settings
-from exporter.metrics.table import AgentSnapshot
+from exporter.metrics.snapshot import AgentSnapshot
 from exporter.modus import decode
 from exporter.modus.apiclock import ApiClock
 from exporter.modus.discovery import Selection, Target

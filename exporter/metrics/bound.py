@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from exporter.metrics.exposition import describe, families
-from exporter.metrics.table import Snapshot
+from exporter.metrics.snapshot import Snapshot
 from exporter.runs.state import USAGE_ID
 from exporter.waits import Waits, waited
 

@@ -17,9 +17,8 @@ from exporter.metrics.bound import BoundCollector
 from exporter.metrics.exposition import describe
 from exporter.metrics.readerrors import ReadErrors
 from exporter.metrics.settings import Settings
-from exporter.metrics.snapshot import agent_snapshot
+from exporter.metrics.snapshot import Snapshot, agent_snapshot
 from exporter.metrics.status import Pass
-from exporter.metrics.table import Snapshot
 from exporter.metrics.tail import SPARE, Tail
 from exporter.metrics.usage import UsageSnapshot, usage_snapshot
 from exporter.modus.discovery import Target

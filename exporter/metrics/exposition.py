@@ -19,7 +19,8 @@ from prometheus_client.utils import floatToGoString
 
 from exporter.histogram import Exemplar, Histogram
 from exporter.metrics.kept import Kept, TextOf
-from exporter.metrics.table import AGENT_LABEL, TABLE, AgentSnapshot, Point, Row, Snapshot
+from exporter.metrics.snapshot import AgentSnapshot, Snapshot
+from exporter.metrics.table import AGENT_LABEL, TABLE, Point, Row
 from exporter.modus.model import printable
 
 END = b"# EOF\n"  # of OpenMetrics

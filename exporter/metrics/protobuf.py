@@ -19,7 +19,8 @@ from prometheus_client.samples import Sample
 from exporter.histogram import ZERO_THRESHOLD, Exemplar, Histogram, NativeBuckets
 from exporter.metrics.exposition import LONGEST_RUN_ID, TEXTS_PER_PIECE, Family
 from exporter.metrics.kept import Kept, TextOf
-from exporter.metrics.table import AGENT_LABEL, Snapshot
+from exporter.metrics.snapshot import Snapshot
+from exporter.metrics.table import AGENT_LABEL
 from exporter.metrics.wire import (
     BYTES,
     INSTANTS,

@@ -1,12 +1,66 @@
-"""From what the ledger holds and a scrape read to the values that are shown. Pure."""
+"""The values of a scrape that are shown, made of what the ledger holds and what the scrape read. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from exporter.metrics.table import AgentSnapshot
+import msgspec
+
+from exporter.histogram import Histogram
+from exporter.metrics.usage import UsageSnapshot
 from exporter.modus.discovery import Target
 from exporter.modus.model import OPEN_STATUSES, label
 from exporter.runs.reader import Reading
 from exporter.runs.state import AgentState, Totals
+
+
+class AgentSnapshot(msgspec.Struct, frozen=True, gc=False):
+    """One agent as of one scrape. Times are Unix seconds; None is what is not known or not set."""
+
+    id: int
+    name: str
+    up: bool
+    errors: Mapping[str, int]  # by reason
+    created: float  # of the errors
+    read_duration: float | None = None  # seconds
+    type: str = ""  # empty before it is known
+    enabled: bool | None = None  # None when the agents list does not have it
+    counts: Mapping[str, int] | None = None  # None when the agent could not be read
+    open_starts: Mapping[str, float] | None = None  # oldest start by status; None likewise
+    totals: Totals | None = None  # None until all runs of the first sight have been read
+    durations: Histogram | None = None  # of completed runs; None likewise
+    missed: Mapping[str, int] = {}  # by reason; shown with the totals
+    consecutive_failures: int | None = None
+    last_end: Mapping[str, float] = {}  # newest end by terminal status
+    last_start: float | None = None
+    last_read: float | None = None
+    last_reconciled: float | None = None
+    backlog: bool = False
+    expected_interval: float | None = None  # seconds
+    expected_duration: float | None = None  # seconds
+    last_due: float | None = None  # by its schedule, while that was in force and on
+    next_due: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything one scrape shows."""
+
+    agents: Sequence[AgentSnapshot]
+    bounds: Sequence[float]  # of the run durations' buckets, seconds
+    complete: bool  # every agent was read
+    duration: float  # of the scrape, seconds
+    ledger_up: bool
+    version: str
+    created: float  # start of the process, Unix seconds
+    requests: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (operation, code)
+    request_bounds: Sequence[float] = ()
+    request_durations: Mapping[str, Histogram] = field(default_factory=dict)  # by operation
+    reload_successful: bool = True
+    reloaded: float = 0.0
+    up: bool = False  # the API answered at all
+    usage: UsageSnapshot = field(default_factory=UsageSnapshot)
+    lease_changes: int | None = None  # None where all agents are this exporter's own
+    show_created: bool = False  # the instants from which is counted, as series of their own
 
 
 def agent_snapshot(

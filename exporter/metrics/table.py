@@ -1,4 +1,4 @@
-"""Every metric in one table, and the values of a scrape that it shows. Pure.
+"""Every metric in one table. Pure.
 
 Names, types and help texts follow OpenMetrics and Prometheus' guide for writing exporters: base
 units, `_total` on counters, `_created` on what counts from a known instant.
@@ -6,71 +6,22 @@ units, `_total` on counters, `_created` on what counts from a known instant.
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from exporter.histogram import Exemplar, Histogram
+from exporter.metrics.snapshot import AgentSnapshot, Snapshot
 from exporter.metrics.usage import UsageSnapshot
 from exporter.modus.errors import REASONS
 from exporter.modus.model import OPEN_STATUSES, TOTAL_COUNT, label
 from exporter.modus.usage import Used
-from exporter.runs.state import MISSED, Totals
+from exporter.runs.state import MISSED
 
 AGENT_LABEL = "agent_id"  # and no name: a rename must not begin a new counter
 COUNTED_STATUSES = (*OPEN_STATUSES, "error", "completed")  # those that the API documents for its counts
 MAX_STATUSES = 20  # of one agent
-
-
-class AgentSnapshot(msgspec.Struct, frozen=True, gc=False):
-    """One agent as of one scrape. Times are Unix seconds; None is what is not known or not set."""
-
-    id: int
-    name: str
-    up: bool
-    errors: Mapping[str, int]  # by reason
-    created: float  # of the errors
-    read_duration: float | None = None  # seconds
-    type: str = ""  # empty before it is known
-    enabled: bool | None = None  # None when the agents list does not have it
-    counts: Mapping[str, int] | None = None  # None when the agent could not be read
-    open_starts: Mapping[str, float] | None = None  # oldest start by status; None likewise
-    totals: Totals | None = None  # None until all runs of the first sight have been read
-    durations: Histogram | None = None  # of completed runs; None likewise
-    missed: Mapping[str, int] = {}  # by reason; shown with the totals
-    consecutive_failures: int | None = None
-    last_end: Mapping[str, float] = {}  # newest end by terminal status
-    last_start: float | None = None
-    last_read: float | None = None
-    last_reconciled: float | None = None
-    backlog: bool = False
-    expected_interval: float | None = None  # seconds
-    expected_duration: float | None = None  # seconds
-    last_due: float | None = None  # by its schedule, while that was in force and on
-    next_due: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything one scrape shows."""
-
-    agents: Sequence[AgentSnapshot]
-    bounds: Sequence[float]  # of the run durations' buckets, seconds
-    complete: bool  # every agent was read
-    duration: float  # of the scrape, seconds
-    ledger_up: bool
-    version: str
-    created: float  # start of the process, Unix seconds
-    requests: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (operation, code)
-    request_bounds: Sequence[float] = ()
-    request_durations: Mapping[str, Histogram] = field(default_factory=dict)  # by operation
-    reload_successful: bool = True
-    reloaded: float = 0.0
-    up: bool = False  # the API answered at all
-    usage: UsageSnapshot = field(default_factory=UsageSnapshot)
-    lease_changes: int | None = None  # None where all agents are this exporter's own
-    show_created: bool = False  # the instants from which is counted, as series of their own
 
 
 class Point(msgspec.Struct, frozen=True, gc=False):

@@ -210,8 +210,7 @@ class Account:
             finished.setdefault(status, dict.fromkeys(triggers, 0))
             for by_trigger in finished.values():
                 by_trigger.setdefault(trigger, 0)
-            if self.state.base_read:
-                totals.unshown |= _pairs(finished) - before
+            totals.unshown |= _pairs(finished) - before if self.state.base_read else frozenset()
         return status, trigger
 
     def _bounded(self, kind: str, value: str, known: Mapping[str, object], most: int) -> str:

@@ -23,16 +23,7 @@ from exporter.runs.ids import CountedIds
 from exporter.runs.reader import Known, Reading
 from exporter.runs.runlog import Outbox, RunLog
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Meta, Totals, UsageState
-from exporter.runs.store import (
-    Alone,
-    Leases,
-    LedgerError,
-    Place,
-    Store,
-    StoreError,
-    Taken,
-    open_store,
-)  # fmt: skip
+from exporter.runs.store import Alone, Leases, LedgerError, Place, Store, StoreError, Taken, open_store
 from exporter.runs.usage import UsageAccount
 
 PIECE = 20_000  # ids, or the like of them, that are committed at once

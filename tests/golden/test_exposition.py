@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from exporter.histogram import Exemplar, Histogram
-from exporter.metrics.table import AgentSnapshot, Snapshot
+from exporter.metrics.snapshot import AgentSnapshot, Snapshot
 from exporter.modus.errors import REASONS
 from exporter.runs.state import MISSED, Totals
 from tests.oracle import expected, exposed

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from exporter.demo.simulator import SimulatedModus, SimulatedRun
 from exporter.demo.wire import ABSENT, iso
-from exporter.metrics.table import AgentSnapshot
+from exporter.metrics.snapshot import AgentSnapshot
 from exporter.modus.errors import ApiError
 from exporter.modus.model import OPEN_STATUSES
 from exporter.runs.paging import TAIL

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from exporter.histogram import Exemplar, Histogram, NativeBuckets
 from exporter.metrics.exposition import families
-from exporter.metrics.table import AgentSnapshot, Snapshot
+from exporter.metrics.snapshot import AgentSnapshot, Snapshot
 from exporter.modus.model import Run
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Memory, Reading

@@ -22,7 +22,8 @@ from prometheus_client.samples import Exemplar, Sample
 from exporter.histogram import NativeBuckets
 from exporter.metrics.exposition import families
 from exporter.metrics.protobuf import write
-from exporter.metrics.table import TABLE, Row, Snapshot
+from exporter.metrics.snapshot import Snapshot
+from exporter.metrics.table import TABLE, Row
 from tests import metricsproto
 from tests.oracle import add
 from tests.property.test_exposition import SNAPSHOTS

@@ -19,7 +19,7 @@ from exporter.demo.simulator import Answer, SimulatedModus
 from exporter.metrics.collector import RunsCollector
 from exporter.metrics.readerrors import MAX_LINES
 from exporter.metrics.settings import Settings
-from exporter.metrics.table import AgentSnapshot, Snapshot
+from exporter.metrics.snapshot import AgentSnapshot, Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.discovery import Selection
 from exporter.modus.errors import ApiError

@@ -20,7 +20,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_format
 from prometheus_client.registry import Collector
 
 from exporter.metrics.exposition import describe, families, write
-from exporter.metrics.table import Snapshot
+from exporter.metrics.snapshot import Snapshot
 from exporter.modus.errors import REASONS
 from exporter.runs.state import MISSED
 from tests.golden.test_exposition import CASES

@@ -16,7 +16,7 @@ from exporter.app import App
 from exporter.config import AgentConfig, Config, Modus, State
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus, SimulatedUse
-from exporter.metrics.table import AgentSnapshot
+from exporter.metrics.snapshot import AgentSnapshot
 from exporter.modus.discovery import shard_of
 from exporter.modus.model import Agent
 from exporter.runs import database, fleet, importing, leases, leasetable, postgres, tables, usagereader

@@ -20,7 +20,7 @@ from exporter.demo.simulator import SimulatedModus
 from exporter.metrics import protobuf
 from exporter.metrics.exposition import Family, families, write
 from exporter.metrics.kept import Kept
-from exporter.metrics.table import Snapshot
+from exporter.metrics.snapshot import Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.model import RunsPage
 from exporter.modus.response import Response
