@@ -52,10 +52,16 @@ def write(families: Iterable[Metric], openmetrics: bool, kept: Kept | None = Non
     """
     with (kept or Kept()).texts() as text_of:
         texts = chain.from_iterable(_text(family, openmetrics, text_of) for family in families)
-        while piece := "".join(islice(texts, TEXTS_PER_PIECE)):
+        for piece in in_pieces(texts):
             yield piece.encode()
     if openmetrics:
         yield END
+
+
+def in_pieces(texts: Iterator[str]) -> Iterator[str]:
+    """All of the texts, some at a time; there may be empty ones."""
+    while some := list(islice(texts, TEXTS_PER_PIECE)):
+        yield "".join(some)
 
 
 def _text(family: Metric, openmetrics: bool, text_of: TextOf) -> Iterable[str]:

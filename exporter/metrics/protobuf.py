@@ -8,7 +8,7 @@ the instant from which it counts.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain
 from operator import add, sub
 from struct import Struct
 from typing import cast
@@ -17,7 +17,7 @@ from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
 
 from exporter.histogram import ZERO_THRESHOLD, Exemplar, Histogram, NativeBuckets
-from exporter.metrics.exposition import LONGEST_RUN_ID, TEXTS_PER_PIECE, Family
+from exporter.metrics.exposition import LONGEST_RUN_ID, Family, in_pieces
 from exporter.metrics.kept import Kept, TextOf
 from exporter.metrics.snapshot import Snapshot
 from exporter.metrics.table import AGENT_LABEL
@@ -75,9 +75,7 @@ def _delimited(family: Metric, metrics: Iterator[str]) -> Iterator[bytes]:
     head += "\x18" + VARINTS[TYPES.get(family.type, UNTYPED)]
     unit = field("\x2a", encoded(family.unit)) if family.unit else ""
     rest = chain(metrics, (unit,))
-    pieces = []
-    while piece := "".join(islice(rest, TEXTS_PER_PIECE)):
-        pieces.append(piece.encode(BYTES))
+    pieces = [piece.encode(BYTES) for piece in in_pieces(rest)]
     yield (VARINTS[len(head) + sum(map(len, pieces))] + head).encode(BYTES)
     yield from pieces
 

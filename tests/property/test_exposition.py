@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from unittest.mock import patch
 
 import msgspec
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from exporter.histogram import Exemplar, Histogram, NativeBuckets
-from exporter.metrics.exposition import families
+from exporter.metrics import exposition
+from exporter.metrics.exposition import families, write
+from exporter.metrics.kept import Kept
 from exporter.metrics.snapshot import AgentSnapshot, Snapshot
 from exporter.modus.model import Run
 from exporter.runs.ledger import Ledger
@@ -99,6 +102,7 @@ AGENTS = st.builds(
     expected_interval=st.none() | st.floats(1, 1e6),
     expected_duration=st.none() | st.floats(1, 1e6),
 )
+PER_PIECE = st.sampled_from([1, 2, exposition.TEXTS_PER_PIECE])
 SNAPSHOTS = st.builds(
     Snapshot,
     agents=st.lists(AGENTS, max_size=3, unique_by=lambda agent: agent.id),
@@ -117,11 +121,14 @@ SNAPSHOTS = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(snapshot=SNAPSHOTS, openmetrics=st.booleans())
+@given(snapshot=SNAPSHOTS, openmetrics=st.booleans(), texts=PER_PIECE)
 def test_any_snapshot_is_written_as_prometheus_client_writes_it(
-    snapshot: Snapshot, openmetrics: bool
+    snapshot: Snapshot, openmetrics: bool, texts: int
 ) -> None:
-    assert exposed(snapshot, openmetrics) == expected(snapshot, openmetrics)
+    kept = Kept()
+    with patch.object(exposition, "TEXTS_PER_PIECE", texts):
+        shown = [b"".join(write(families(snapshot), openmetrics, kept)) for _ in range(2)]
+    assert shown == [expected(snapshot, openmetrics)] * 2
 
 
 @settings(max_examples=150, deadline=None)

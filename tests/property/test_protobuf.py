@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any
+from unittest.mock import patch
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
@@ -20,13 +21,14 @@ from prometheus_client.core import (
 from prometheus_client.samples import Exemplar, Sample
 
 from exporter.histogram import NativeBuckets
+from exporter.metrics import exposition
 from exporter.metrics.exposition import families
 from exporter.metrics.protobuf import write
 from exporter.metrics.snapshot import Snapshot
 from exporter.metrics.table import TABLE, Row
 from tests import metricsproto
 from tests.oracle import add
-from tests.property.test_exposition import SNAPSHOTS
+from tests.property.test_exposition import PER_PIECE, SNAPSHOTS
 
 KINDS = ("counter", "gauge", "summary", "unknown", "histogram", "gaugehistogram")
 TYPES = {kind: number for number, kind in enumerate(KINDS)} | {"info": 1, "stateset": 1}
@@ -142,10 +144,11 @@ def without_native(family: Any) -> tuple[Any, list[Native]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(snapshot=SNAPSHOTS)
-def test_any_snapshot_is_read_as_it_was_meant(snapshot: Snapshot) -> None:
+@given(snapshot=SNAPSHOTS, texts=PER_PIECE)
+def test_any_snapshot_is_read_as_it_was_meant(snapshot: Snapshot, texts: int) -> None:
     expected, native = messages(snapshot)
-    read = list(metricsproto.families(b"".join(write(families(snapshot)))))
+    with patch.object(exposition, "TEXTS_PER_PIECE", texts):
+        read = list(metricsproto.families(b"".join(write(families(snapshot)))))
     found = [without_native(family) for family in read]
     assert [family for family, _ in found] == expected
     assert {family.name: buckets for family, buckets in found if buckets} == native
