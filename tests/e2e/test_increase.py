@@ -21,11 +21,15 @@ AGENTS = STEADY, RENAMED, TRIGGERED, LIMITED, FAILING, BUSY = tuple(range(41, 47
 PAST = 300  # runs of BUSY before it is seen: twelve pages, of which a scrape reads four
 NAMES = ("Triage", "Invoice triage", "Triage of invoices")  # of RENAMED, one after the other
 AS_FAST = {  # in the shipped configuration
-    "scrape_interval: 30s": "scrape_interval: 500ms",
-    "scrape_timeout: 25s": "scrape_timeout: 500ms",
+    "scrape_interval: 30s": "scrape_interval: 1s",
+    "scrape_timeout: 25s": "scrape_timeout: 1s",
     "evaluation_interval: 15s": "evaluation_interval: 500ms",
 }
-AS_SOON = {"for: 2m\n": "for: 2s\n", "for: 5m\n": "for: 3s\n"}  # in the shipped rules
+AS_SOON = {  # in the shipped rules
+    "interval: 1m\n": "interval: 1s\n",
+    "for: 2m\n": "for: 2s\n",
+    "for: 5m\n": "for: 3s\n",
+}
 REFUSED = 'modus_api_requests_total{code="429"}'
 FINISHED = "modus_agent_runs_finished_total"
 
@@ -35,7 +39,7 @@ def of(agent_id: int, metric: str = FINISHED) -> str:
 
 
 class World:
-    """A simulated API, the exporter over it, and a Prometheus that scrapes it twice a second."""
+    """A simulated API, the exporter over it, and a Prometheus that scrapes it every second."""
 
     def __init__(self, directory: Path, cleanup: ExitStack, *, created: bool) -> None:
         self.directory = directory
