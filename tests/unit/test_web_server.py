@@ -140,8 +140,9 @@ def test_scrapes_at_once_are_bounded_and_more_are_told_to_come_back(held):
             answer = sock.recv(1000)
             assert answer.startswith(b"HTTP/1.1 503 ")
             assert b"Retry-After: 1\r\n" in answer
-        assert len(entered) == 16
+        awaited(lambda: len(entered) == 16)
         assert site.get("/-/healthy").status == 200
+        assert len(entered) == 16
         other = asks(site, stack, 99, source="127.0.0.2")  # one client address takes half at most
         awaited(lambda: len(entered) == 17)
         release.set()
