@@ -4,9 +4,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 Write = Callable[[], str]
-TextOf = Callable[
-    [object, Hashable, Write], str
-]  # a value that never changes, which text of it, how to write it
+TextOf = Callable[[object, Hashable, Write], str]  # of a value that never changes; which text, and its writer
 
 
 class Kept:

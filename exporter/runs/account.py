@@ -43,9 +43,7 @@ class Account:
         self.counted = counted
         self.epoch = epoch  # of the lease under which it was loaded
         self.shown = state.totals if state.base_read else None  # the first sample is the whole base
-        self.told: frozenset[tuple[str, str]] = (
-            frozenset()
-        )  # series that were shown at 0, because they are new
+        self.told: frozenset[tuple[str, str]] = frozenset()  # new series, that were shown at 0
         self.changed = False
         self.new: list[str] = []  # ids to be written
         self.gone: list[str] = []  # ids to be deleted

@@ -267,7 +267,9 @@ class Ledger:
         """The accounts that this exporter still has the leases of; or those of them that have `changed`."""
         usage = (self._usage,) if self._usage.state.read_until else ()  # else there was no report so far
         for account in (*usage, *self._accounts.values()):
-            if account.changed >= changed and account.epoch == self.leases.epoch(account.agent_id):
+            if changed and not account.changed:
+                continue
+            if account.epoch == self.leases.epoch(account.agent_id):  # else it was given back meanwhile
                 yield account
 
     def _some_changed(self) -> Iterator[AnyAccount]:
