@@ -54,7 +54,7 @@ SOUND = {
     "no reason": b"HTTP/1.1 200\r\n" + LENGTH + b"\r\n" + BODY,
     "empty and odd headers": OK + b"X-Empty:\r\nX-Any: \xff\r\n" + LENGTH + b"\r\n" + BODY,
     "an upgrade on offer": OK + b"Connection: Upgrade\r\nUpgrade: h2,h2c\r\n" + LENGTH + b"\r\n" + BODY,
-    "continue": b"HTTP/1.1 100 Continue\r\nX-Any: 1\r\n\r\n" + OK + LENGTH + b"\r\n" + BODY,
+    "continue": b"HTTP/1.1 100 Continue\r\nContent-Encoding: br\r\n\r\n" + OK + LENGTH + b"\r\n" + BODY,
     "gzip": response(gzip.compress(BODY), Content_Encoding="gzip"),
     "two gzip members": response(
         gzip.compress(BODY[:50]) + gzip.compress(BODY[50:]), Content_Encoding="X-GZip"
