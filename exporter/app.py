@@ -85,8 +85,12 @@ class App:
         self._kept = {form: Kept() for form in get_args(Format)}
         self._others = ProcessCollector(registry=None), PlatformCollector(registry=None)
 
-    def metrics(self, timeout: float | None, form: Format) -> Waits[tuple[Hashable, Iterator[bytes]]]:
-        """The exposition in pieces, for a caller who waits `timeout` seconds (None: the default timeout).
+    def default_timeout(self) -> float:
+        """Seconds that a scraper waits who does not say how long."""
+        return self._config.scrape.default_timeout
+
+    def metrics(self, timeout: float, form: Format) -> Waits[tuple[Hashable, Iterator[bytes]]]:
+        """The exposition in pieces, for a caller who waits `timeout` seconds.
 
         Before it a key: callers who get the same one may share the exposition.
         """

@@ -198,6 +198,7 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
         opened,
         site=site,
         scrape=app.metrics,
+        default_timeout=app.default_timeout,
         reload=app.reload,
         contact=app.contact,
         status=app.status,

@@ -23,6 +23,7 @@ from exporter.web.site import Site
 from exporter.web.webconfig import WebConfigFile
 from tests.oracle import rendered
 
+DEFAULT_TIMEOUT = 1000.0  # seconds, of scrapers that name none
 NAME = 'Support "EU" \\ Zürich\n東京'
 
 
@@ -114,6 +115,7 @@ def running(
     handler = application(
         site=Site.of(path, external_url, route_prefix),
         scrape=waits or in_threads(scrape, key),
+        default_timeout=lambda: DEFAULT_TIMEOUT,
         contact=lambda: contact,
         status=lambda: status,
         reloads=reloads,

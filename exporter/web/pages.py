@@ -34,6 +34,7 @@ def application(
     *,
     site: Site,
     scrape: Scrape,
+    default_timeout: Callable[[], float],
     contact: Callable[[], Contact],
     status: Callable[[], Status],
     reloads: Reloads,
@@ -49,7 +50,7 @@ def application(
         RELOAD: (_CHANGE, _reloading(reloads, enable_lifecycle)),
         site.telemetry_path: (
             _READ,
-            _metrics(Scrapes(scrape, places.room_for_an_answer)),
+            _metrics(Scrapes(scrape, default_timeout, places.room_for_an_answer)),
         ),  # last: / takes the landing page's place
     }
     pages = {f"{site.prefix}{path}": page for path, page in handlers.items()}
@@ -132,6 +133,7 @@ def serve(
     *,
     site: Site,
     scrape: Scrape,
+    default_timeout: Callable[[], float],
     reload: Callable[[], None],
     contact: Callable[[], Contact],
     status: Callable[[], Status],
@@ -142,9 +144,9 @@ def serve(
 
     A scrape may be at work still, in a thread that only `os._exit` does not wait for.
 
-    `scrape` gets the scraper's timeout in seconds, 300 at most, or None, and the format to answer in; it
-    gives a key, equal for scrapes that may share their bytes, and the exposition in pieces, which are taken
-    in another thread; while it waits for what it yields it has none. `reload`
+    `scrape` gets the scraper's timeout in seconds, 300 at most, or what is left of `default_timeout()`, and
+    the format to answer in; it gives a key, equal for scrapes that may share their bytes, and the exposition
+    in pieces, which are taken in another thread; while it waits for what it yields it has none. `reload`
     (SIGHUP, and POST /-/reload with `enable_lifecycle`) raises with a one-line message when it fails, and is
     called by one thread at a time.
     `contact` tells whether the API answers, at once; `status` what there is to see, in another thread.
@@ -153,6 +155,7 @@ def serve(
     handler = application(
         site=site,
         scrape=scrape,
+        default_timeout=default_timeout,
         contact=contact,
         status=status,
         reloads=reloads,

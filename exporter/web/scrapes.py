@@ -18,7 +18,7 @@ from exporter.web.messages import too_busy
 from exporter.web.negotiation import Format
 
 Exposition = tuple[Hashable, Iterable[bytes]]  # a key, equal for scrapes that are the same, and the pieces
-Scrape = Callable[[float | None, Format], Waits[Exposition]]  # of a timeout in seconds
+Scrape = Callable[[float, Format], Waits[Exposition]]  # of a timeout in seconds
 
 MAX_SCRAPES = 32  # under way at once; as many more wait for a place
 MAX_ALIKE = 4  # of the same kind
@@ -30,7 +30,7 @@ JOIN_SECONDS = 1.0
 class Kind:
     """What a caller asks for."""
 
-    timeout: float | None  # seconds
+    timeout: float | None  # seconds; None: the default
     form: Format
     zipped: bool
 
@@ -50,8 +50,11 @@ class _Flight:
 class Scrapes:
     """Scrapes that wait for the API hold no thread; what they found is turned into text in a few."""
 
-    def __init__(self, scrape: Scrape, room: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, scrape: Scrape, default_timeout: Callable[[], float], room: Callable[[], Awaitable[None]]
+    ) -> None:
         self._scrape = scrape
+        self._default_timeout = default_timeout  # seconds
         self._room = room  # waits until the memory for one more text may be taken
         self._writers = asyncio.Semaphore(MAX_WRITING)
         self._steps = BoundedExecutor("scrape", 1, waiting=MAX_SCRAPES)
@@ -108,8 +111,8 @@ class Scrapes:
         kind, now = flight.kind, asyncio.get_running_loop().time
 
         def read() -> Waits[Exposition]:
-            timeout = None if kind.timeout is None else kind.timeout - (now() - flight.asked)
-            if timeout is not None and timeout <= 0:
+            allowed = self._default_timeout() if kind.timeout is None else kind.timeout
+            if (timeout := allowed - (now() - flight.asked)) <= 0:
                 raise too_busy()
             return (yield from self._scrape(timeout, kind.form))
 

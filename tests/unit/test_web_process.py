@@ -44,7 +44,7 @@ handler.setFormatter(Lines())
 logging.basicConfig(level=logging.INFO, handlers=[handler])
 def scrape(timeout, form):
     os.write(1, b"scraping\\n")  # whole lines, also from several threads at once
-    time.sleep(min(timeout or 0, 60) if size else 0)
+    time.sleep(min(timeout, 60) if size and timeout < 900 else 0)
     for file in [open("/dev/null") for _ in range(scarce // 3)]:  # as connections to the API
         file.close()
     return [b"#" + b"x" * 999 + b"\\n"] * (size or 9_000)
@@ -55,8 +55,8 @@ def reload():
     raise ValueError("config.yaml: no")
 try:
     opened = open_listeners(parse(sys.argv[1:]), systemd_socket="LISTEN_FDS" in os.environ)
-    serve(opened, site=Site(), scrape=in_threads(scrape), reload=reload, contact=Contact,
-          status=lambda: STATUS, web_config=WebConfigFile(None))
+    serve(opened, site=Site(), scrape=in_threads(scrape), default_timeout=lambda: 1000, reload=reload,
+          contact=Contact, status=lambda: STATUS, web_config=WebConfigFile(None))
 except WebError as exc:
     sys.exit(f"{exc}")
 print("served", flush=True)

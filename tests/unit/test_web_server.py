@@ -12,7 +12,7 @@ import pytest
 
 from exporter.web import connection, places, scrapes
 from tests.webfiles import TLS
-from tests.webserver import awaited, closed_by_peer, running, slow_reader, was_dropped
+from tests.webserver import DEFAULT_TIMEOUT, awaited, closed_by_peer, running, slow_reader, was_dropped
 
 
 def long_pass(timeout, form):
@@ -204,17 +204,20 @@ def test_who_leaves_while_he_waits_for_a_place_costs_no_scrape(held, monkeypatch
         assert len(entered) == 1
 
 
-def test_the_time_that_a_scrape_waited_for_its_place_is_taken_off_its_timeout(held, monkeypatch):
+@pytest.mark.parametrize(("named", "allowed"), [(100, 100), ("none", DEFAULT_TIMEOUT)])
+def test_the_time_that_a_scrape_waited_for_its_place_is_taken_off_its_timeout(
+    held, monkeypatch, named, allowed
+):
     scrape, entered, release = held
     monkeypatch.setattr(scrapes, "MAX_ALIKE", 1)
     with running(scrape=scrape) as site, contextlib.ExitStack() as stack:
-        asks(site, stack, 100)
+        asks(site, stack, named)
         awaited(lambda: entered)
-        waits = asks(site, stack, 100)
+        waits = asks(site, stack, named)
         threading.Event().wait(0.1)
         release.set()
         assert closed_by_peer(waits)
-    assert entered[1] < 100 - 0.05
+    assert entered[1] < allowed - 0.05
 
 
 def test_a_scrape_whose_time_is_over_before_it_begins_is_told_so(held, monkeypatch):
