@@ -14,7 +14,7 @@ counts and the reconciling of `reader` find.
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from operator import ge
 
 from msgspec.structs import replace
 
@@ -207,7 +207,7 @@ def order(page: RunsPage, by_start: bool | None) -> bool | None:
 
 
 def _descends(keys: list[float]) -> bool:
-    return all(newer >= older for newer, older in pairwise(keys))
+    return all(map(ge, keys, keys[1:]))
 
 
 def reaches(page: RunsPage, floor: float, by_start: bool | None, known: int = 0) -> bool:
@@ -230,9 +230,8 @@ def _keys(page: RunsPage, by_start: bool | None) -> list[float]:
     if by_start:
         return page.starts
     ends = [
-        (run.end or run.start) if run.ended else math.inf
+        math.inf if run.status in OPEN_STATUSES else (run.end or run.start) if run.ended else None
         for run in page.runs
-        if run.ended or run.status in OPEN_STATUSES
     ]
     return [end for end in ends if end is not None]
 

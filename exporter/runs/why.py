@@ -67,11 +67,12 @@ def ask_why(
             break
         if answer.id == run.id:
             asked[run.id] = run.explained(answer.status_reason, answer.task_error)
-    reading.runs = [asked.get(run.id, run) if run.ended else run for run in reading.runs]
+    if asked:
+        reading.runs = [asked.get(run.id, run) if run.ended else run for run in reading.runs]
 
 
 def _is_news(run: Run, known: "Known") -> bool:
     """Whether it ended otherwise than completed, is to be counted, and was not asked about."""
-    if isinstance(run, RunDetails) or not run.ended or run.status == "completed":
+    if run.status == "completed" or not run.ended or isinstance(run, RunDetails):
         return False
     return run.id in known.open or known.is_new(run)
