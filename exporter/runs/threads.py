@@ -167,7 +167,8 @@ def stay_on_cpu(cpu: int | None) -> None:
     Handing its lock from CPU to CPU costs a fifth of the reading's CPU or more (benchmarks/RESULTS.md). Nor
     does a thread that wakes up there drive out the one that computes (SCHED_BATCH): it would wait for that.
     """
-    if cpu is not None and hasattr(os, "SCHED_BATCH"):
+    if cpu is not None:
         with suppress(OSError):  # a sandbox forbids it, or the CPU was taken away: dearer, not wrong
             os.sched_setaffinity(0, {cpu})
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            if hasattr(os, "SCHED_BATCH"):  # Linux
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

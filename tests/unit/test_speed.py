@@ -296,7 +296,7 @@ def test_a_pass_hands_work_to_its_threads_once_not_once_per_agent(
     assert 0 < len(handed) <= threads + 3  # the scrape itself, and its commits
 
 
-@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system does not bind threads to CPUs")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind threads to CPUs")
 def test_all_threads_that_read_stay_on_one_cpu_and_let_each_other_compute(world: World) -> None:
     world.exporter.collector.reload(lambda: world.exporter.api, replace(settings(*AGENTS), concurrency=8))
     others = threading.enumerate()
@@ -307,5 +307,6 @@ def test_all_threads_that_read_stay_on_one_cpu_and_let_each_other_compute(world:
     assert len(cpus[0]) == 1
     assert cpus == cpus[:1] * len(cpus)
     assert cpus[0] <= os.sched_getaffinity(0)
-    assert {os.sched_getscheduler(thread.native_id or 0) for thread in readers} == {os.SCHED_BATCH}
-    assert os.sched_getscheduler(0) != os.SCHED_BATCH  # who serves others may drive them out
+    if hasattr(os, "SCHED_BATCH"):
+        assert {os.sched_getscheduler(thread.native_id or 0) for thread in readers} == {os.SCHED_BATCH}
+        assert os.sched_getscheduler(0) != os.SCHED_BATCH  # who serves others may drive them out
