@@ -7,7 +7,7 @@ Only what the exporter uses is decoded; unknown fields are ignored.
 import hashlib
 import re
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -105,10 +105,11 @@ class RunDetails(Run, frozen=True, rename="camel", gc=False):
     task_error: str | None = None  # the text of a failure; it may hold personal data
 
 
-class RunsPage(msgspec.Struct, frozen=True, dict=True):
+class RunsPage(msgspec.Struct, frozen=True):
     """One page of an agent's runs, newest start first, with the API's counts per status.
 
     `malformed` names the items that could not be read: by their id where they have one, else by a digest.
+    `starts` are those of its runs that name one.
     """
 
     runs: list[Run]
@@ -117,16 +118,16 @@ class RunsPage(msgspec.Struct, frozen=True, dict=True):
     now: float  # the API's clock at the answer as far as its answers agree, Unix seconds
     skew: float = 0.0  # by how much that clock is ahead of ours, seconds
     malformed: list[str] = msgspec.field(default_factory=list)
+    starts: list[float] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:  # noqa: D105 - asked for again and again
+        starts = [start for run in self.runs if (start := run.start) is not None]
+        msgspec.structs.force_setattr(self, "starts", starts)
 
     @property
     def ids(self) -> list[str]:
         """What tells the items of the page from those of another."""
         return [run.id for run in self.runs] + self.malformed
-
-    @cached_property
-    def starts(self) -> list[float]:
-        """The starts of its runs, of those that name one."""
-        return [start for run in self.runs if (start := run.start) is not None]
 
 
 class Variation(msgspec.Struct, frozen=True):

@@ -79,6 +79,7 @@ class Account:
         return Known(
             state.watermark,
             dict(state.open),
+            counted,
             state.opens_listed,
             state.last_reconciled,
             is_new,

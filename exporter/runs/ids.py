@@ -8,6 +8,7 @@ from zlib import crc32
 TIMELESS = 90 * 86400.0  # seconds that the id of what names no time is kept
 MALFORMED = "malformed "  # before what names an item that could not be decoded, among the ids
 END = b"\xff"  # behind each id in memory: no byte of UTF-8
+HASH = 2**32 - 1  # the part of a hash that is kept
 
 
 class CountedIds(Mapping[str, float]):
@@ -21,7 +22,7 @@ class CountedIds(Mapping[str, float]):
 
     def __init__(self, items: Iterable[tuple[str, float]] = ()) -> None:
         self._ids = bytearray()
-        self._hashes, self._overs, self._starts = array("q"), array("d"), array("I")
+        self._hashes, self._overs, self._starts = array("I"), array("d"), array("I")
         for id_, over in items:
             self.add(id_, over)
 
@@ -42,7 +43,7 @@ class CountedIds(Mapping[str, float]):
 
     def add(self, id_: str, over: float) -> None:
         """Add a run that is not there yet."""
-        key = hash(id_)
+        key = hash(id_) & HASH
         at = bisect_left(self._hashes, key)
         self._hashes.insert(at, key)
         self._overs.insert(at, over)
@@ -61,7 +62,7 @@ class CountedIds(Mapping[str, float]):
 
     def _find(self, id_: str) -> int:
         """Its place in the arrays, or -1."""
-        key, hashes = hash(id_), self._hashes
+        key, hashes = hash(id_) & HASH, self._hashes
         at = bisect_left(hashes, key)
         while at < len(hashes) and hashes[at] == key:
             if self._ids.startswith(_packed(id_), self._starts[at]):

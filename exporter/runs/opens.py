@@ -76,7 +76,7 @@ def check(
 
     Raises ApiError.
     """
-    if _searching(reading.watermark):
+    if reading.watermark.searching:
         return
     memory, now = reading.memory.opens, api.deadline.monotonic()
     difference = _difference(counts, known, reading)
@@ -85,11 +85,11 @@ def check(
         if memory.checked is None:
             memory = replace(memory, checked=now)
         if _is_settled(difference, known, reading, memory, now):
-            reading.memory = replace(reading.memory, opens=replace(memory, explained=difference))
+            reading.memory.opens = replace(memory, explained=difference)
             return
         listing = Listing.of(known.open, limits.page_size)
     before = memory.explained
-    reading.memory = replace(reading.memory, opens=replace(memory, explained=None, listing=listing))
+    reading.memory.opens = replace(memory, explained=None, listing=listing)
     unmet = _read_lists(api, known, reading, listing, limits.max_pages)
     if unmet is None:
         return
@@ -97,11 +97,11 @@ def check(
     gone = {id_: run for id_, run in known.open.items() if id_ in unmet}
     sought = _settle(api, reading, gone, route, limits, known)
     memory = OpensMemory(None, memory.since, now, sought=sought)
-    if not _searching(reading.watermark):
+    if not reading.watermark.searching:
         explained = _difference(counts, known, reading)
         since = memory.since if explained == before else reading.now
         memory = replace(memory, explained=explained, since=since)
-    reading.memory = replace(reading.memory, opens=memory)
+    reading.memory.opens = memory
 
 
 def _is_settled(
@@ -110,10 +110,10 @@ def _is_settled(
     """Whether there is nothing to look into."""
     if not known.opens_listed:
         return False
-    shown = {run.id for run in reading.runs}
-    hidden = any(difference) or any(id_ not in shown for id_ in known.open)
-    if hidden and now - (memory.checked or now) >= CHECK_INTERVAL:
-        return False
+    if now - (memory.checked or now) >= CHECK_INTERVAL:
+        shown = {run.id for run in reading.met}
+        if any(difference) or not known.open.keys() <= shown:
+            return False
     if any(difference) and 0 <= reading.now - memory.since < paging.MARGIN:
         return False  # the lists may lag behind the counts
     return memory.explained in (None, difference)  # None: a search has just ended, and left this
@@ -129,17 +129,17 @@ def _read_lists(
     """
     while listing.lists:
         (status, backlog), *later = listing.lists
-        unmet = set(listing.unmet).difference(run.id for run in reading.runs)
+        unmet = set(listing.unmet).difference(run.id for run in reading.met)
         mark = Watermark(backlogs=(backlog,))
         ask = partial(api.runs, status=status)
         was_met = partial(_was_met, known, unmet)
         read_on = paging.catch_up(mark, ask, max_pages=max_pages, is_known=was_met)
         for page, mark in read_on:  # noqa: B007 - its last value is what counts
-            reading.add(page)
+            reading.add(page, known)
             unmet.difference_update(run.id for run in page.runs)
         left = tuple((status, each) for each in mark.backlogs)
         listing = Listing((*left, *later), frozenset(unmet))
-        reading.memory = replace(reading.memory, opens=replace(reading.memory.opens, listing=listing))
+        reading.memory.opens = replace(reading.memory.opens, listing=listing)
         if left:
             return None
     return listing.unmet
@@ -166,6 +166,7 @@ def _settle(
         for id_, run in gone.items():
             answer = single_run(api, run, route)
             if answer is not None and answer.id == id_:
+                reading.met.append(answer)
                 reading.runs.append(answer)
                 del unsettled[id_]
     if not unsettled:
@@ -181,7 +182,7 @@ def _settle(
         mark, api.runs, max_pages=limits.max_pages, is_known=lambda run: not known.is_new(run)
     )
     for page, watermark in walk:
-        reading.take(page, watermark)
+        reading.take(page, watermark, known)
     return frozenset(unsettled)
 
 
@@ -205,13 +206,9 @@ def single_run(api: "AgentApi", run: OpenRun, route: SingleRunRoute) -> RunDetai
     return answer
 
 
-def _searching(watermark: Watermark) -> bool:
-    return any(backlog.since is not None for backlog in watermark.backlogs)
-
-
 def _difference(counts: Mapping[str, int], known: "Known", reading: "Reading") -> Counts:
     """By how much the API's counts of open runs exceed the known ones that had started by then."""
-    runs: dict[str, OpenRun | Run] = {**known.open, **{run.id: run for run in reading.runs}}
+    runs: dict[str, OpenRun | Run] = {**known.open, **{run.id: run for run in reading.met}}
     still_open = [run for run in runs.values() if run.status in OPEN_STATUSES]
     started = [run.status for run in still_open if run.start is None or run.start <= reading.now]
     return tuple(counts.get(status, 0) - started.count(status) for status in OPEN_STATUSES)

@@ -14,7 +14,6 @@ counts and the reconciling of `reader` find.
 
 import math
 from collections.abc import Callable, Iterator
-from operator import ge
 
 from msgspec.structs import replace
 
@@ -58,27 +57,28 @@ def read_newest(
     API's as it was seen before. Raises ApiError.
     """
 
-    def suffices(page: RunsPage, by_start: bool | None) -> bool:
+    def suffices(page: RunsPage, floor: float, by_start: bool | None) -> bool:
         if by_start is False:  # an open one stays on top of what ends later
             return reaches(page, floor, by_start)
-        known = sum(not is_unread(key) for key in page.malformed)
+        known = len([key for key in page.malformed if not is_unread(key)])
         # nothing but open runs tells no order; were it that of ends, the counts or the comparison would tell
         return reaches(page, floor, by_start or mark.floor is not None, known)
 
-    page = ask(None, size)
-    mark = _by_clock_of(page, mark, clock)
-    floor = page.now - lookback if mark.floor is None else mark.floor
-    by_start = order(page, mark.by_start)
-    if size < full_size and not suffices(page, by_start):
-        size, page = full_size, ask(None, full_size)
-        mark = _by_clock_of(page, mark, clock)  # one answer more, and a step may be believed
+    by_start = mark.by_start
+    for asked in (size, full_size) if size < full_size else (size,):
+        page = ask(None, asked)
+        mark = _by_clock_of(page, mark, clock)  # at the second answer a step may be believed
         floor = page.now - lookback if mark.floor is None else mark.floor
-        by_start = order(page, by_start)
-    backlogs = mark.backlogs
-    if not suffices(page, by_start):
-        backlogs = _few((Backlog(floor, size, page.next_page_token, pages=1), *backlogs))
+        # where the starts descend and something is known, only a walk has to know more; it finds out itself
+        if by_start is False or mark.floor is None or not _descends(page.starts):
+            by_start = order(page, by_start)
+        if suffices(page, floor, by_start):
+            backlogs = mark.backlogs
+            break
+    else:
+        backlogs = _few((Backlog(floor, asked, page.next_page_token, pages=1), *mark.backlogs))
     # a start in the future would hide later ones
-    newest = max((min(start, page.now) for start in page.starts), default=mark.newest)
+    newest = min(max(page.starts), page.now) if page.starts else mark.newest
     if newest is None:
         return page, replace(mark, by_start=by_start, backlogs=backlogs)
     if mark.newest is None or newest > mark.newest:
@@ -178,8 +178,9 @@ class _Walk:
 def _by_clock_of(page: RunsPage, mark: Watermark, clock: SeenClock) -> Watermark:
     """The watermark as it holds after a step back of the API's clock: new runs start below older ones."""
     since = clock.unread_since(page.now, page.skew)
-    backlogs = tuple(replace(each, since=each.since and min(each.since, since)) for each in mark.backlogs)
-    mark = replace(mark, backlogs=backlogs)
+    if mark.searching:
+        earlier = (replace(each, since=each.since and min(each.since, since)) for each in mark.backlogs)
+        mark = replace(mark, backlogs=tuple(earlier))
     if mark.newest is None or mark.floor is None or mark.newest <= since:
         return mark
     floor = min(mark.floor, since - MARGIN)
@@ -190,9 +191,9 @@ def next_page_size(page: RunsPage, before: Watermark, after: Watermark, full_siz
     """The smallest page that should reach what is known at the next scrape, if as much happens again."""
     if before.newest is None or after.floor is None:
         return full_size
-    unsettled = sum(key >= after.floor for key in _keys(page, after.by_start is not False))
-    new = sum(start > before.newest for start in page.starts)
-    needed = unsettled + new + TAIL
+    unsettled = [key for key in _keys(page, after.by_start is not False) if key >= after.floor]
+    new = [start for start in page.starts if start > before.newest]
+    needed = len(unsettled) + len(new) + TAIL
     return next((size for size in PAGE_SIZES if needed <= size < full_size), full_size)
 
 
@@ -207,7 +208,7 @@ def order(page: RunsPage, by_start: bool | None) -> bool | None:
 
 
 def _descends(keys: list[float]) -> bool:
-    return all(map(ge, keys, keys[1:]))
+    return keys == sorted(keys, reverse=True)
 
 
 def reaches(page: RunsPage, floor: float, by_start: bool | None, known: int = 0) -> bool:
@@ -230,7 +231,7 @@ def _keys(page: RunsPage, by_start: bool | None) -> list[float]:
     if by_start:
         return page.starts
     ends = [
-        math.inf if run.status in OPEN_STATUSES else (run.end or run.start) if run.ended else None
+        math.inf if run.status in OPEN_STATUSES else run.end or (run.start if run.ended else None)
         for run in page.runs
     ]
     return [end for end in ends if end is not None]

@@ -5,7 +5,7 @@ The API's counts are a checksum: when they grow by more than the new runs that w
 indexed late, and the whole lookback is read again. Besides that is done for every agent now and then.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ class Known(msgspec.Struct, frozen=True):
 
     watermark: Watermark = Watermark()
     open: Mapping[str, OpenRun] = {}
+    counted: Container[str] = frozenset()  # ids
     opens_listed: bool = False
     last_reconciled: float | None = None
     is_new: Callable[[Run], bool] = lambda _: True  # whether it is neither counted, nor open, nor from before
@@ -50,8 +51,8 @@ class Known(msgspec.Struct, frozen=True):
     clock: SeenClock = SeenClock()
 
 
-class Memory(msgspec.Struct, frozen=True, gc=False):
-    """What one reading leaves for the next; nothing of it must survive a restart."""
+class Memory(msgspec.Struct, gc=False):
+    """What one reading leaves for the next, which changes a copy; nothing of it must survive a restart."""
 
     attempted: float = 0.0  # monotonic seconds; 0 before the first attempt
     epoch: int | None = 0  # of the lease under which it was read: all else is worth nothing under another
@@ -70,7 +71,8 @@ class Reading(msgspec.Struct):
 
     watermark: Watermark
     memory: Memory
-    runs: list[Run] = []  # in the order of the answers
+    met: list[Run] = []  # in the order of the answers
+    runs: list[Run] = []  # of them those that were not counted before
     malformed: list[str] = []  # what names items that could not be decoded
     counts: Mapping[str, int] | None = None
     newest: Run | None = None
@@ -83,22 +85,23 @@ class Reading(msgspec.Struct):
     error: ApiError | None = None
     duration: float = 0.0  # seconds
 
-    def take(self, page: RunsPage, watermark: Watermark) -> None:
+    def take(self, page: RunsPage, watermark: Watermark, known: Known) -> None:
         """Add a page and the watermark that holds after it."""
-        self.add(page)
-        if not any(backlog.since for backlog in watermark.backlogs):  # there is one at most
+        self.add(page, known)
+        if not watermark.searching:
             self.searched += [each for each in self.watermark.backlogs if each.since]
         self.watermark = watermark
 
     def new(self, known: Known) -> set[str]:
         """The runs that were met first in this reading, those that cannot be read included."""
-        return {run.id for run in self.runs if known.is_new(run)} | set(
-            filter(known.is_unread, self.malformed)
-        )
+        new = {run.id for run in self.runs if known.is_new(run)}
+        new.update(filter(known.is_unread, self.malformed))
+        return new
 
-    def add(self, page: RunsPage) -> None:
+    def add(self, page: RunsPage, known: Known) -> None:
         """Add what a page holds."""
-        self.runs += page.runs
+        self.met += page.runs
+        self.runs += [run for run in page.runs if run.id not in known.counted]
         self.malformed += page.malformed
 
 
@@ -157,13 +160,13 @@ class AgentReader:
         the comparison of the whole lookback is read besides.
         """
         began = deadline.monotonic()
-        reading = Reading(known.watermark, memory)
+        reading = Reading(known.watermark, replace(memory))
         largest = memory.largest if began < memory.largest_until else None
         api = AgentApi(self._api, agent_id, deadline, largest)
         try:
             if deadline.passed():
                 raise ApiError("deadline", "the scrape's time was over before this agent's turn")
-            reading.memory = replace(memory, attempted=began)
+            reading.memory.attempted = began
             checked = memory.checksum
             counts = self._read_runs(api, known, reading)
             opens.check(api, known, reading, counts, self._route, self._limits)
@@ -178,38 +181,37 @@ class AgentReader:
         if reading.error:
             reading.error.with_traceback(None)  # it would keep the answer, and the reading itself, alive
         if api.largest != largest:
-            until = began + SMALL_PAGES
-            reading.memory = replace(reading.memory, largest=api.largest, largest_until=until)
+            reading.memory.largest, reading.memory.largest_until = api.largest, began + SMALL_PAGES
         reading.duration = deadline.monotonic() - began
         return reading
 
     def _read_runs(self, api: AgentApi, known: Known, reading: Reading) -> Mapping[str, int]:
         """The newest page and what the backlogs name; returns the counts that belong to the page."""
-        limits, before = self._limits, reading.watermark
-        size = reading.memory.page_size or limits.page_size
+        limits, before, memory = self._limits, reading.watermark, reading.memory
         page, watermark = paging.read_newest(
             before,
             api.runs,
-            size=size,
+            size=memory.page_size or limits.page_size,
             full_size=limits.page_size,
             lookback=limits.lookback,
             is_unread=known.is_unread,
             clock=known.clock,
         )
-        if walk := reading.memory.walk:
-            began = min(walk.began, known.clock.unread_since(page.now, page.skew))
-            reading.memory = replace(reading.memory, walk=replace(walk, began=began))
-        size = paging.next_page_size(page, before, watermark, limits.page_size)
-        reading.memory = replace(reading.memory, page_size=size)
+        if memory.walk:
+            began = min(memory.walk.began, known.clock.unread_since(page.now, page.skew))
+            memory.walk = replace(memory.walk, began=began)
+        memory.page_size = paging.next_page_size(page, before, watermark, limits.page_size)
         reading.now, reading.skew = page.now, page.skew
         reading.newest = page.runs[0] if page.runs else None
-        reading.take(page, watermark)
+        reading.take(page, watermark, known)
         # an error may cut this reading short: what it counts, the next one will not see as new
-        reading.memory = replace(reading.memory, checksum=Checksum())
+        memory.checksum = Checksum()
         if limits.timeframe:
             reading.counts = api.runs(None, 1, timeframe=limits.timeframe).counts
         else:
             reading.counts = page.counts
+        if not watermark.backlogs:
+            return page.counts
         met: set[str] = set()
         further = paging.catch_up(
             watermark,
@@ -218,6 +220,6 @@ class AgentReader:
             is_known=lambda run: run.id in met or not known.is_new(run),
         )
         for page, watermark in further:
-            reading.take(page, watermark)
+            reading.take(page, watermark, known)
             met.update(run.id for run in page.runs)
         return page.counts

@@ -42,12 +42,11 @@ class Checksum(msgspec.Struct, frozen=True, gc=False):
 
     def after(self, executions: int | None, new: int, now: float) -> "Checksum":
         """The checksum after an answer at `now` (API's clock) that names `executions` and `new` runs met."""
-        met = tuple(
-            entry for entry in (*self.met, (now, new)) if entry[1] and abs(now - entry[0]) < LATEST_INDEX
-        )
+        entries = (*self.met, (now, new)) if new else self.met
+        met = tuple([entry for entry in entries if abs(now - entry[0]) < LATEST_INDEX])
         if executions is None or self.executions is None:
             return Checksum(executions, met)
-        owed = max(self.owed + executions - self.executions - new, -sum(number for _, number in met))
+        owed = max(self.owed + executions - self.executions - new, -sum([number for _, number in met]))
         since = self.since if self.owed > 0 else now
         young = self.young if since - self.began < LATEST_INDEX else 0
         return Checksum(executions, met, owed, since, self.began, young)
@@ -79,16 +78,15 @@ class Walk(msgspec.Struct, frozen=True, gc=False):
 
 def check_sum(known: "Known", reading: "Reading", counts: Mapping[str, int], before: Checksum) -> None:
     """Hold the new runs against the growth of the API's own count."""
+    memory = reading.memory
     if known.watermark.backlogs or reading.watermark.backlogs or before.executions is None:
         oldest = reading.now - LATEST_INDEX
-        young = len({run.id for run in reading.runs if run.start is None or run.start > oldest})
-        checksum = Checksum(counts.get(TOTAL_COUNT), began=reading.now, young=young)
-        reading.memory = replace(reading.memory, checksum=checksum)
+        young = len({run.id for run in reading.met if run.start is None or run.start > oldest})
+        memory.checksum = Checksum(counts.get(TOTAL_COUNT), began=reading.now, young=young)
         return
-    checksum = before.after(counts.get(TOTAL_COUNT), len(reading.new(known)), reading.now)
-    reading.memory = replace(reading.memory, checksum=checksum)
-    if checksum.owed <= 0:
-        reading.memory = replace(reading.memory, retry_in=0.0, retry_at=0.0)
+    memory.checksum = before.after(counts.get(TOTAL_COUNT), len(reading.new(known)), reading.now)
+    if memory.checksum.owed <= 0:
+        memory.retry_in = memory.retry_at = 0.0
 
 
 def reconcile(api: "AgentApi", known: "Known", reading: "Reading", limits: "Limits", *, wanted: bool) -> None:
@@ -114,15 +112,14 @@ def reconcile(api: "AgentApi", known: "Known", reading: "Reading", limits: "Limi
 
     read_on = paging.catch_up(mark, api.runs, max_pages=pages, is_known=met_before)
     for page, mark in read_on:
-        reading.add(page)
+        reading.add(page, known)
         reading.watermark = replace(reading.watermark, by_start=mark.by_start)
         met.update(run.id for run in page.runs)
         walk = _after(walk, mark, frozenset(met))
         found = reading.new(known) - new
         new |= found
-        checksum = reading.memory.checksum
-        checksum = checksum.after(checksum.executions, len(found), now)
-        reading.memory = replace(memory, walk=walk, checksum=checksum)
+        memory.walk = walk
+        memory.checksum = memory.checksum.after(memory.checksum.executions, len(found), now)
     if not mark.backlogs:
         _end_walk(reading, walk)
 
@@ -131,13 +128,12 @@ def _end_walk(reading: "Reading", walk: Walk) -> None:
     """Note that the whole lookback was compared; what is still owed then comes late, or never."""
     memory, checksum = reading.memory, reading.memory.checksum
     reading.reconciled = walk.began
-    retry_in = (memory.retry_in * 2 or FIRST_RETRY) if checksum.owed > 0 else 0.0
+    memory.walk = None
+    memory.retry_in = (memory.retry_in * 2 or FIRST_RETRY) if checksum.owed > 0 else 0.0
     if checksum.owed > 0 and walk.began - checksum.since >= LATEST_INDEX:
         reading.unreachable = max(checksum.owed - checksum.young, 0)
-        checksum, retry_in = replace(checksum, owed=0, young=0), 0.0
-    reading.memory = replace(
-        memory, walk=None, checksum=checksum, retry_in=retry_in, retry_at=reading.now + retry_in
-    )
+        memory.checksum, memory.retry_in = replace(checksum, owed=0, young=0), 0.0
+    memory.retry_at = reading.now + memory.retry_in
 
 
 def _after(walk: Walk, mark: Watermark, met: frozenset[str]) -> Walk:

@@ -140,7 +140,7 @@ class Scrape:
         except Exception as error:
             reading = Reading(reading.watermark, reading.memory, error=ApiError.internal(error))
         self._means.memories[agent_id] = reading.memory
-        reading.runs, reading.newest = [], None  # counted: all runs at once are too many
+        reading.met, reading.runs, reading.newest = [], [], None  # counted: all runs at once are too many
         self.readings[agent_id] = reading
         if self._uncommitted >= PIECE:
             self._uncommitted = 0

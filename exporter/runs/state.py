@@ -60,7 +60,12 @@ class Watermark(msgspec.Struct, frozen=True, gc=False):
     @property
     def unread(self) -> bool:
         """Whether there are older pages that nobody has read yet; those of a search were."""
-        return any(backlog.since is None for backlog in self.backlogs)
+        return bool(self.backlogs) and any(backlog.since is None for backlog in self.backlogs)
+
+    @property
+    def searching(self) -> bool:
+        """Whether a search for open runs is under way; there is one at most."""
+        return bool(self.backlogs) and any(backlog.since is not None for backlog in self.backlogs)
 
 
 class OpenRun(msgspec.Struct, gc=False):

@@ -24,6 +24,7 @@ from exporter.metrics.snapshot import Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.model import RunsPage
 from exporter.modus.response import Response
+from exporter.runs.ids import CountedIds
 from exporter.runs.store import read_state
 from exporter.runs.threads import Committer, KeptThreads
 from tests.e2e.harness import wait_for
@@ -78,6 +79,24 @@ def test_an_agent_costs_one_request_when_nothing_happened(world: World) -> None:
     world.modus.requests.clear()
     world.scrape()
     assert len(world.modus.requests) == len(AGENTS)
+
+
+def test_a_run_is_looked_up_once_when_nothing_happened(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the counted ones: those of a large fleet are in no cache of a CPU."""
+    for _ in range(2):
+        world.scrape()
+    world.modus.requests.clear()
+    looked_up: list[str] = []
+    find = CountedIds._find
+
+    def counted(ids: CountedIds, id_: str) -> int:
+        looked_up.append(id_)
+        return find(ids, id_)
+
+    monkeypatch.setattr(CountedIds, "_find", counted)
+    world.scrape()
+    shown = sum(int(request.query["pageSize"]) for request in world.modus.requests)
+    assert len(looked_up) == len(set(looked_up)) == shown
 
 
 def test_two_scrapers_within_the_minimal_interval_cost_what_one_does(world: World) -> None:
