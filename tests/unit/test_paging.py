@@ -1,5 +1,6 @@
 """Which pages are read: as few as possible, and none too few, whatever the list does meanwhile."""
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -369,6 +370,24 @@ def test_an_order_that_the_larger_page_tells_holds_for_that_page_already() -> No
     runs = ByClose(*short, *long, ended(10, NOW - 25), *(ended(1000 + n, NOW - 2 * DAY) for n in range(9)))
     mark = Watermark(NOW - 100, NOW - 300, NOW - 100)
     assert runs.newest(mark, size=5)[1].backlogs != ()
+
+
+@pytest.mark.parametrize("mark", [Watermark(), Watermark(NOW - HOUR, NOW - HOUR, NOW - HOUR, by_start=False)])
+def test_the_order_is_learned_at_the_first_sight_and_where_it_was_mistaken(mark: Watermark) -> None:
+    lasts = itertools.cycle([30.0, 900.0])
+    runs = [
+        Run(
+            id=f"run at {start}",
+            workflow_id="wf",
+            status="completed",
+            started_at=iso(start),
+            ended_at=iso(start + next(lasts)),
+        )
+        for start in every(60, 10, until=NOW - 1000)
+    ]
+    page = RunsPage(runs, {}, "10", NOW)
+    _, mark = read_newest(mark, lambda token, size: page, size=10, full_size=10, lookback=DAY)
+    assert mark.by_start is True
 
 
 def test_a_clock_of_the_api_that_steps_back_hides_no_new_run() -> None:

@@ -517,6 +517,7 @@ def test_a_counted_run_that_a_stale_index_shows_as_running_is_neither_open_nor_c
     world.modus.change(run, end=float("inf"))
     assert +world.scrape() == Counter(completed=1)
     assert world.agent.open_starts == {}
+    assert world.asked == ["list_runs"]  # its counts are as stale: nothing to look into
     world.modus.end_run(run)
     assert +world.scrape() == Counter(completed=1)
 
@@ -1019,6 +1020,45 @@ def test_a_late_run_that_a_comparison_found_is_counted_and_not_missed(tmp_path: 
     assert world.scrapes(60) == Counter(completed=21)
     assert world.missed == {}
     world.exporter.close()
+
+
+def test_a_run_that_was_counted_before_a_restart_and_is_in_the_count_afterwards_only_is_not_missed(
+    tmp_path: Path,
+) -> None:
+    world = Recorded(tmp_path)
+    world.history(5, apart=60)
+    world.scrapes(2)
+    world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] - 1}
+    world.restart()
+    world.scrapes(1)
+    world.modus.counts_fault = lambda counts: counts
+    assert world.scrapes(40) == Counter(completed=5)
+    assert world.agent.up
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_a_late_run_is_looked_for_at_once_though_another_took_long_to_be_found(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, page_size=10)
+    world.history(30, apart=60)
+    world.scrapes(3)
+    world.modus.counts_fault = lambda counts: counts | {"all_executions": counts["all_executions"] + 1}
+    assert world.scrapes(2, apart=10) == Counter(completed=30)  # the count is ahead of the list
+    world.modus.counts_fault = lambda counts: counts
+    world.modus.start_run(AGENT, lasts=1.0)
+    assert world.scrapes(1, apart=10) == Counter(completed=31)
+    world.modus.start_run(AGENT, at=world.clock() - 1200, lasts=1.0)
+    assert world.scrapes(1, apart=10) == Counter(completed=32)
+    world.exporter.close()
+
+
+def test_a_reading_that_is_thrown_away_leaves_no_trace() -> None:
+    world = World()
+    world.history(30, apart=60)
+    reader, memory = AgentReader(world.exporter.api, settings(AGENT).limits), Memory()  # type: ignore[arg-type]
+    reading = reader.read(AGENT, Known(), memory, Deadline(60))
+    assert memory == Memory()
+    assert reading.memory != memory
 
 
 class Body:
