@@ -195,7 +195,7 @@ class RunsCollector(Collector):
         """Whether the last scrape is young enough, and not cut shorter than this caller's time allows."""
         if self._monotonic() - scrape.began >= self._settings.min_interval:
             return False
-        errors = [reading.error for reading in scrape.readings.values() if reading.error]
+        errors = [outcome.error for outcome in scrape.outcomes.values() if outcome.error]
         return scrape.granted >= caller.left() or all(error.reason != "deadline" for error in errors)
 
     def _lead(self, scrape: Scrape) -> None:
@@ -221,14 +221,14 @@ class RunsCollector(Collector):
 
     def _settle(self, scrape: Scrape) -> None:
         """Take over what a pass found out."""
-        skews = sorted(reading.skew for reading in scrape.readings.values() if reading.now)
+        skews = sorted(outcome.skew for outcome in scrape.outcomes.values() if outcome.now)
         if skews and abs(skews[len(skews) // 2] - self._skew) > SAME_CLOCK:
             self._skew = skews[len(skews) // 2]
         self._errors.note(scrape)
         told = self._errors.failing, self._targets.problem
         self.newest = Pass(self._clock(), scrape.duration, scrape.targets, *told)
-        self._ledger.end_scrape(scrape.readings.keys())
-        for agent_id in self._means.memories.keys() - scrape.readings.keys():
+        self._ledger.end_scrape(scrape.outcomes.keys())
+        for agent_id in self._means.memories.keys() - scrape.outcomes.keys():
             del self._means.memories[agent_id]
 
     def _due(self, targets: Sequence[Target]) -> Collection[int]:
@@ -252,11 +252,11 @@ class RunsCollector(Collector):
 
     def snapshot(self, scrape: Scrape) -> Snapshot:
         """What a scrape and those before it found out, as of now."""
-        now, readings, leases = self._clock(), scrape.so_far(), self.leases
+        now, outcomes, leases = self._clock(), scrape.so_far(), self.leases
         agents = [
             agent_snapshot(
                 target,
-                readings.get(target.id),
+                outcomes.get(target.id),
                 self._ledger.shown(target.id),
                 self._errors.of(target.id),
                 created=self._created,

@@ -41,18 +41,18 @@ class ReadErrors:
 
     def leave_out(self, scrape: Scrape) -> None:
         """Count the agents that a caller has to leave unread, once in a scrape however many leave."""
-        readings = scrape.so_far()
+        outcomes = scrape.so_far()
         with self._lock:
             if self._left_out[0] is not scrape:
                 self._left_out = (scrape, set())
             for target in scrape.targets:
-                if target.id not in readings and target.id not in self._left_out[1]:
+                if target.id not in outcomes and target.id not in self._left_out[1]:
                     self._left_out[1].add(target.id)
                     self._counts.setdefault(target.id, Counter())["deadline"] += 1
 
     def note(self, scrape: Scrape) -> None:
         """Count and log the errors of a scrape that is over; agents no longer in use are forgotten."""
-        errors = {agent_id: reading.error for agent_id, reading in scrape.readings.items()}
+        errors = {agent_id: outcome.error for agent_id, outcome in scrape.outcomes.items()}
         with self._lock:
             told = self._left_out[1] if self._left_out[0] is scrape else set()
             for agent_id, error in errors.items():

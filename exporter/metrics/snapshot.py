@@ -9,7 +9,7 @@ from exporter.histogram import Histogram
 from exporter.metrics.usage import UsageSnapshot
 from exporter.modus.discovery import Target
 from exporter.modus.model import OPEN_STATUSES, label
-from exporter.runs.reader import Reading
+from exporter.runs.scrape import Outcome
 from exporter.runs.state import AgentState, Totals
 
 
@@ -65,7 +65,7 @@ class Snapshot:
 
 def agent_snapshot(
     target: Target,
-    reading: Reading | None,
+    outcome: Outcome | None,
     known: tuple[AgentState, Totals | None] | None,
     errors: Mapping[str, int],
     *,
@@ -74,14 +74,14 @@ def agent_snapshot(
     skew: float,
     reconciles: bool,
 ) -> AgentSnapshot:
-    """One agent as of one scrape; a `reading` is missing while that has not come to the agent.
+    """One agent as of one scrape; an `outcome` is missing while that has not come to the agent.
 
     `errors` are counted by reason since `created`. `now` is our clock, `skew` by how much the API's is ahead:
     its instants are shown by our clock, and never in its future, since no age may be negative. `reconciles`:
     whether lookbacks are compared at all.
     """
     state, totals = known or (None, None)
-    up = reading is not None and reading.error is None
+    up = outcome is not None and outcome.error is None
 
     planned = target.planned
     is_on = target.enabled and planned and planned.enabled  # of two lists: one of them may be older
@@ -98,8 +98,8 @@ def agent_snapshot(
         up=up,
         errors=dict(errors),
         created=created,
-        read_duration=reading.duration if reading else None,
-        counts=reading.counts if up and reading else None,
+        read_duration=outcome.duration if outcome else None,
+        counts=outcome.counts if up and outcome else None,
         open_starts=_open_starts(state, now, skew) if up and state and state.opens_listed else None,
         totals=totals,
         durations=totals.durations if totals else None,

@@ -37,13 +37,15 @@ class Account:
     ledger's lock guards it.
     """
 
+    told: frozenset[tuple[str, str]] = frozenset()  # new series, that were shown at 0
+    _warned: frozenset[str] = frozenset()
+
     def __init__(self, agent_id: int, state: AgentState, counted: CountedIds, epoch: int = 0) -> None:
         self.agent_id = agent_id
         self.state = state
         self.counted = counted
         self.epoch = epoch  # of the lease under which it was loaded
         self.shown = state.totals if state.base_read else None  # the first sample is the whole base
-        self.told: frozenset[tuple[str, str]] = frozenset()  # new series, that were shown at 0
         self.changed = False
         self.new: list[str] = []  # ids to be written
         self.gone: list[str] = []  # ids to be deleted
@@ -52,7 +54,6 @@ class Account:
         self._kept: Totals | None = state.totals  # must not be changed: shown, or about to be
         self._pruned: float | None = None
         self._malformed: int | None = None  # of `counted`; None: not known
-        self._warned: frozenset[str] = frozenset()
 
     @classmethod
     def open(

@@ -166,9 +166,10 @@ class Ledger:
         """Note that a scrape has shown all there is: from the next commit on new series have their values."""
         with self._lock:
             for account in self._accounts.values():
-                if account.told & account.state.totals.unshown:
-                    account.own().unshown -= account.told
-                account.told = frozenset()
+                if account.told:
+                    if account.told & account.state.totals.unshown:
+                        account.own().unshown -= account.told
+                    account.told = frozenset()
             self._usage.mark_shown()
 
     def end_scrape(self, in_use: Container[int]) -> None:

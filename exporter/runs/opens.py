@@ -85,7 +85,9 @@ def check(
         if memory.checked is None:
             memory = replace(memory, checked=now)
         if _is_settled(difference, known, reading, memory, now):
-            reading.memory.opens = replace(memory, explained=difference)
+            if memory.explained != difference:
+                memory = replace(memory, explained=difference)
+            reading.memory.opens = memory
             return
         listing = Listing.of(known.open, limits.page_size)
     before = memory.explained

@@ -3,9 +3,11 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+
+import msgspec
 
 from exporter.deadline import Deadline
 from exporter.modus.discovery import Target
@@ -34,6 +36,16 @@ class Means:
     memories: dict[int, Memory]
 
 
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """What a scrape keeps of a reading once its runs are counted: those of all agents are too many."""
+
+    error: ApiError | None
+    counts: Mapping[str, int] | None
+    now: float  # the API's clock at the first answer; 0 when there was none
+    skew: float  # seconds by which it is ahead of ours
+    duration: float  # seconds
+
+
 class Scrape:
     """The scrape in flight.
 
@@ -46,11 +58,11 @@ class Scrape:
         self.granted = seconds  # what the most patient caller allows, from the beginning on
         self.began = monotonic()
         self.targets: Sequence[Target] = ()
-        self.readings: dict[int, Reading] = {}
+        self.outcomes: dict[int, Outcome] = {}
         self.finished: Future[None] = Future()
         self.committed = False  # whether somebody saw the commit of what was read end, well or not
         self._means: Means  # set when it is its turn: a reload before that brings others
-        self._lock = threading.Lock()  # guards `readings` and `_over`
+        self._lock = threading.Lock()  # guards `outcomes` and `_over`
         self._over = False
         self._all_read = threading.Event()
         self._left: deque[int] = deque()
@@ -62,18 +74,18 @@ class Scrape:
         """Seconds that it took, or takes so far."""
         return (self._ended or self.deadline.monotonic()) - self.began
 
-    def so_far(self) -> dict[int, Reading]:
-        """What was read until now, by agent."""
+    def so_far(self) -> dict[int, Outcome]:
+        """What came of the readings until now, by agent."""
         with self._lock:
-            return dict(self.readings)
+            return dict(self.outcomes)
 
     @property
     def answered(self) -> bool:
         """Whether the API answered at all so far."""
         with self._lock:
             return any(
-                reading.now or (reading.error and reading.error.answered)
-                for reading in self.readings.values()
+                outcome.now or (outcome.error and outcome.error.answered)
+                for outcome in self.outcomes.values()
             )
 
     def extend(self, seconds: float, reserve: float) -> None:
@@ -140,12 +152,13 @@ class Scrape:
         except Exception as error:
             reading = Reading(reading.watermark, reading.memory, error=ApiError.internal(error))
         self._means.memories[agent_id] = reading.memory
-        reading.met, reading.runs, reading.newest = [], [], None  # counted: all runs at once are too many
-        self.readings[agent_id] = reading
+        self.outcomes[agent_id] = Outcome(
+            reading.error, reading.counts, reading.now, reading.skew, reading.duration
+        )
         if self._uncommitted >= PIECE:
             self._uncommitted = 0
             self._means.committer.request()
-        if len(self.readings) == self._number:
+        if len(self.outcomes) == self._number:
             self._all_read.set()
 
     def _end(self, agent_ids: Collection[int]) -> None:
@@ -154,6 +167,6 @@ class Scrape:
             self.deadline.end()
             late = ApiError("deadline", "the scrape's time was over before this agent's answer was there")
             for agent_id in agent_ids:
-                if agent_id not in self.readings:
+                if agent_id not in self.outcomes:
                     memory = self._means.memories.get(agent_id, Memory())
                     self._record(agent_id, Reading(Watermark(), memory, error=late))

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from exporter.deadline import Deadline
-from exporter.demo.simulator import SimulatedModus
+from exporter.demo.simulator import Request, SimulatedModus
 from exporter.metrics import protobuf
 from exporter.metrics.exposition import Family, families, write
 from exporter.metrics.kept import Kept
@@ -217,6 +217,27 @@ def test_runs_are_let_go_as_soon_as_they_are_counted(tmp_path: Path) -> None:
     assert kept > 80 * 100 * len(AGENTS)  # the ids: what was counted
     assert kept < 250 * 100 * len(AGENTS)  # packed, and no runs
     assert peak < 500 * 100 * len(AGENTS)  # nor were they there at once: ids to be written, a page
+
+
+def test_a_pass_keeps_little_of_an_agent_that_the_collector_of_circles_looks_through(world: World) -> None:
+    """It stops everything meanwhile, and there is nothing for it to find."""
+    for _ in range(2):
+        world.scrape()
+    world.exporter.collector.reload(lambda: world.exporter.api, replace(settings(*AGENTS), concurrency=1))
+    tracked: list[int] = []
+
+    def count(request: Request) -> None:
+        tracked.append(len(gc.get_objects()))
+
+    world.modus.fault = count
+    gc.collect()
+    gc.disable()
+    try:
+        world.scrape()
+    finally:
+        gc.enable()
+    assert len(tracked) == len(AGENTS)
+    assert (tracked[-1] - tracked[9]) / (len(AGENTS) - 10) < 4
 
 
 def test_a_commit_copies_no_more_than_a_piece_of_what_it_writes(tmp_path: Path) -> None:
