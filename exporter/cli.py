@@ -30,9 +30,9 @@ from exporter.web.webconfig import WebConfigFile
 
 CONFIG_FILE = "config.yaml"
 _SAMPLE = Path(__file__).with_name("config.yaml")  # in the wheel; in a checkout it is where the user is
-# of new objects, and of the collections of those: one of all agents stops everything for 0.1 s and more, also
-# `/-/healthy`, and finds next to nothing
-GC_THRESHOLDS = 10_000, 10, 100
+# of new objects, and of the collections of those: each stops everything, also `/-/healthy`, one of all agents
+# for 0.1 s and more, and finds next to nothing
+GC_THRESHOLDS = 10_000, 3, 300
 
 
 class _Parser(argparse.ArgumentParser):
