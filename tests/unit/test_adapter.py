@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -22,7 +23,7 @@ from exporter.modus.adapter import ModusAdapter
 from exporter.modus.body import LARGE, PIECE
 from exporter.modus.client import ModusClient
 from exporter.modus.errors import ApiError
-from exporter.modus.exchange import Exchange
+from exporter.modus.exchange import Exchange, PatientSocket
 from tests.wire import Peer, Wire, answering, counted, failure, forget_environment, page, response
 
 TOKEN = "modus_pat_org_prefix_secret"  # noqa: S105
@@ -255,6 +256,35 @@ def test_a_deadline_that_is_extended_while_a_call_waits_leaves_it_the_time(api):
 
 
 # bodies, all together
+
+
+@pytest.fixture
+def patient():
+    """A socket of the client with ten seconds, and the other end."""
+    ours, theirs = socket.socketpair()
+    with PatientSocket(fileno=ours.detach()) as sock, theirs:
+        sock.setblocking(False)
+        sock.connection = SimpleNamespace(exchange=Exchange(Deadline(10)))
+        yield sock, theirs
+
+
+def test_a_request_that_the_system_does_not_take_at_once_is_sent_whole(patient):
+    sock, theirs = patient
+    data = bytes(range(256)) * 20_000
+    with ThreadPoolExecutor() as pool:
+        received = pool.submit(lambda: b"".join(iter(lambda: theirs.recv(65536), b"")))
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        assert received.result(10) == data
+
+
+def test_a_request_that_nobody_takes_ends_with_its_deadline(patient):
+    sock, _ = patient
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(sock.sendall, bytes(5_000_000))
+        sock.connection.exchange.deadline.end()
+        with pytest.raises(TimeoutError):
+            sending.result(10)
 
 
 def test_few_large_bodies_are_in_memory_at_one_time_and_small_ones_do_not_wait(api):
