@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from prometheus_client.samples import Sample
 from exporter.demo.simulator import Request
 
 T = TypeVar("T")
+SHIPPED = Path(__file__).parents[2] / "prometheus"
 PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 FIRST = "1"  # the page size of the request that an exporter makes at its start, and of no other
@@ -219,6 +220,15 @@ def audit(file: Path) -> tuple[int, str]:
     root = str(Path(__file__).parents[2])
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=root)
     return done.returncode, done.stdout or done.stderr
+
+
+def shipped(name: str, changes: Mapping[str, str]) -> str:
+    """The text of a file in prometheus/ with these changes, each of which must have something to change."""
+    text = (SHIPPED / name).read_text()
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    return text
 
 
 def program(*names: str) -> str:

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from exporter.demo.simulator import Answer, Request, SimulatedModus
-from tests.e2e.harness import Exporter, Prometheus, config, free_port, program, wait_for
+from tests.e2e.harness import Exporter, Prometheus, config, free_port, program, shipped, wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("increase")]
-ROOT = Path(__file__).parents[2] / "prometheus"
 AGENTS = STEADY, RENAMED, TRIGGERED, LIMITED, FAILING, BUSY = tuple(range(41, 47))
 PAST = 300  # runs of BUSY before it is seen: twelve pages, of which a scrape reads four
 NAMES = ("Triage", "Invoice triage", "Triage of invoices")  # of RENAMED, one after the other
@@ -71,13 +70,9 @@ class World:
 
     def ship(self, name: str, changes: dict[str, str]) -> None:
         """Put a shipped file in place, with these changes."""
-        shipped = (ROOT / name).read_text()
-        for before, after in changes.items():
-            assert before in shipped
-            shipped = shipped.replace(before, after)
         path = self.directory / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(shipped)
+        path.write_text(shipped(name, changes))
 
     # --- what happens ---
 

@@ -13,13 +13,12 @@ from exporter.config import Config
 from exporter.demo.fleet import FLEET
 from exporter.demo.simulator import SimulatedModus
 from tests import dashboards
-from tests.e2e.harness import Exporter, Prometheus, config, free_port, native_histograms, wait_for
+from tests.e2e.harness import Exporter, Prometheus, config, free_port, native_histograms, shipped, wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("native")]
 DURATION = "modus_agent_run_duration_seconds"
 WIDTH = 2 ** (1 / 8)  # of a native bucket: its upper bound to its lower one
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
-RULES = Path(__file__).parents[2] / "prometheus" / "rules" / "modus.yml"
 AGENT, BUSY = 7, 102  # of the demo fleet a run ends every nine seconds
 
 
@@ -28,7 +27,7 @@ def scraping(directory: Path, port: str, name: str, *, native: bool) -> Promethe
     features, setting = native_histograms() if native else ((), "")
     file = directory / f"{name}.yml"
     rules = directory / "rules.yml"
-    rules.write_text(RULES.read_text().replace("interval: 1m", "interval: 1s"))
+    rules.write_text(shipped("rules/modus.yml", {"interval: 1m\n": "interval: 1s\n"}))
     file.write_text(
         f"{{global: {{evaluation_interval: 1s}}, rule_files: ['{rules}'], scrape_configs: ["
         f"{{job_name: modus, scrape_interval: 1s, scrape_timeout: 1s, {setting}"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,13 +16,12 @@ from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.exposition import families, write
 from exporter.modus.discovery import Selection, Target
 from tests import dashboards
-from tests.e2e.harness import Prometheus, Webhook, exporter, program, wait_for
+from tests.e2e.harness import SHIPPED, Prometheus, Webhook, exporter, program, shipped, wait_for
 from tests.e2e.test_alertmanager import Alertmanager
 from tests.simulation import Clock, settings
 from tests.simulation import Exporter as Simulation
 
 pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("stack")]
-ROOT = Path(__file__).parents[2] / "prometheus"
 EXPECTED = {
     ("ModusAgentLastRunFailed", "104"),
     ("ModusAgentRunStuck", "105"),
@@ -98,19 +97,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         alertmanager = Alertmanager(directory, webhook)
         cleanup.callback(alertmanager.stop)
         running = cleanup.enter_context(exporter(directory, "--demo"))
-        shipped = (ROOT / "prometheus.yml").read_text()
-        for before, after in (
-            ("localhost:10371", running.url.removeprefix("http://")),
-            ("localhost:9093", alertmanager.address),
-            ("rules/*.yml", f"{ROOT}/rules/*.yml"),
-            ("scrape_interval: 30s", "scrape_interval: 1s"),
-            ("scrape_timeout: 25s", "scrape_timeout: 1s"),
-            ("evaluation_interval: 15s", "evaluation_interval: 1s"),
-        ):
-            assert before in shipped
-            shipped = shipped.replace(before, after)
+        changes = {
+            "localhost:10371": running.url.removeprefix("http://"),
+            "localhost:9093": alertmanager.address,
+            "rules/*.yml": f"{SHIPPED}/rules/*.yml",
+            "scrape_interval: 30s": "scrape_interval: 1s",
+            "scrape_timeout: 25s": "scrape_timeout: 1s",
+            "evaluation_interval: 15s": "evaluation_interval: 1s",
+        }
         config = directory / "prometheus.yml"
-        config.write_text(shipped)
+        config.write_text(shipped("prometheus.yml", changes))
         prometheus = Prometheus(directory, config)
         cleanup.callback(prometheus.stop)
         yield Stack(prometheus, alertmanager)
@@ -134,7 +130,7 @@ def test_a_page_names_the_agent_and_links_to_what_to_do(stack: Stack) -> None:
             assert f"var-agent={alert['labels']['agent_id']}" in annotations["dashboard_url"]
             page = re.search(r"docs/runbooks/\w+\.md$", annotations["runbook_url"])
             assert page
-            assert (ROOT.parent / page[0]).exists()
+            assert (SHIPPED.parent / page[0]).exists()
 
 
 def test_no_rule_fails(stack: Stack) -> None:
@@ -249,9 +245,8 @@ def backfilled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backfilled]
     (directory / "samples").write_text("".join(last_hours(end)))
     command = [program("promtool"), "tsdb", "create-blocks-from", "openmetrics", "samples", "data"]
     subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=60)
-    rules = (ROOT / "rules/modus.yml").read_text()
-    assert "interval: 1m\n" in rules
-    (directory / "rules.yml").write_text(rules.replace("interval: 1m\n", "interval: 1s\n"))
+    rules = shipped("rules/modus.yml", {"interval: 1m\n": "interval: 1s\n"})
+    (directory / "rules.yml").write_text(rules)
     config = directory / "prometheus.yml"
     config.write_text("{global: {evaluation_interval: 1s}, rule_files: [rules.yml]}\n")
     prometheus = Prometheus(directory, config)
@@ -287,7 +282,7 @@ def test_several_exporters_double_nothing_in_the_rules(backfilled: Backfilled, j
     )
     for rule in some_of_each_group:
         often = f'count_over_time({rule}{{job="one"}}[5m]) > 4'
-        wait_for("the rules ran several times", lambda query=often: backfilled.prometheus.query(query))  # type: ignore[misc]
+        wait_for("the rules ran several times", partial(backfilled.prometheus.query, often))
     now = backfilled._replace(end=time.time() - 2)  # when all of the rules had run
     shown = now.values(everything % "one")
     assert {dict(labels)["__name__"] for labels in shown} >= {*some_of_each_group, "ALERTS"}
