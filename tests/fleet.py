@@ -31,7 +31,7 @@ import yaml
 from exporter.demo.simulator import SimulatedModus
 from exporter.runs.leases import TERM, TICK
 from exporter.runs.state import USAGE_ID
-from tests.e2e.harness import Exporter, Prometheus, Scrape, config, wait_for
+from tests.e2e.harness import Exporter, Prometheus, Scrape, config, free_port, wait_for
 from tests.postgres import Postgres
 
 ROOT = Path(__file__).parents[1]
@@ -195,7 +195,7 @@ class Team:
         self.handovers = 0  # known at the end
         self.members: dict[str, Exporter] = {}
         stack.callback(lambda: [member.kill() for member in self.members.values()])
-        self._ports: dict[str, str] = {}
+        self._addresses: dict[str, str] = {}
         self._lock = threading.Lock()  # one look, or one change of the members
         self._over = threading.Event()
         password = directory / "password"
@@ -231,11 +231,8 @@ class Team:
 
     def start(self, name: str) -> None:
         """Start a member, at the address that it had before."""
-        flags = ["--config.file", str(self.file)]
-        if name in self._ports:
-            flags = ["--web.listen-address", self._ports[name], *flags]
-        member = Exporter(self.directory, *flags)
-        self._ports.setdefault(name, member.url.removeprefix("http://"))  # where Prometheus knows it
+        address = self._addresses.setdefault(name, f"127.0.0.1:{free_port()}")  # where Prometheus knows it
+        member = Exporter(self.directory, "--web.listen-address", address, "--config.file", str(self.file))
         with self._lock:
             self.members[name] = member
 

@@ -12,7 +12,17 @@ import pytest
 import requests
 
 from exporter.demo.simulator import Request, SimulatedModus, SimulatedRun
-from tests.e2e.harness import Exporter, Prometheus, Scrape, audit, config, exporter, program, wait_for
+from tests.e2e.harness import (
+    Exporter,
+    Prometheus,
+    Scrape,
+    audit,
+    config,
+    exporter,
+    free_port,
+    program,
+    wait_for,
+)
 
 pytestmark = pytest.mark.servers
 AGENT = 7
@@ -144,12 +154,12 @@ def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
     program("prometheus")
     modus.start_run(AGENT, at=modus.clock() - 3600, lasts=60.0)  # before the window
     file = config(tmp_path, modus.url, AGENT)
-    running = Exporter(tmp_path, "--config.file", str(file))
-    port = running.url.rpartition(":")[2]
+    flags = "--web.listen-address", f"127.0.0.1:{free_port()}", "--config.file", str(file)
+    running = Exporter(tmp_path, *flags)
     prometheus_file = tmp_path / "prometheus.yml"
     prometheus_file.write_text(
         "scrape_configs: [{job_name: modus, scrape_interval: 1s, scrape_timeout: 1s,"
-        f" static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n"
+        f" static_configs: [{{targets: ['{flags[1]}']}}]}}]\n"
     )
     prometheus = Prometheus(tmp_path, prometheus_file)
     total = "sum(modus_agent_runs_finished_total)"
@@ -166,9 +176,7 @@ def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
             modus.start_run(AGENT, lasts=0.0)  # ends unseen
             number += 1
             running.kill()
-            running = Exporter(
-                tmp_path, "--web.listen-address", f"127.0.0.1:{port}", "--config.file", str(file)
-            )
+            running = Exporter(tmp_path, *flags)
         wait_for("the last is counted", lambda: prometheus.number(total) == number == 25)
         # the exact increase: the last sample less the first, with what a reset would have added
         assert prometheus.number("sum(resets(modus_agent_runs_finished_total[5m]))") == 0

@@ -24,6 +24,7 @@ from exporter.modus.body import LARGE, PIECE
 from exporter.modus.client import ModusClient
 from exporter.modus.errors import ApiError
 from exporter.modus.exchange import Exchange, PatientSocket
+from tests.e2e.harness import free_port
 from tests.wire import Peer, Wire, answering, counted, failure, forget_environment, page, response
 
 TOKEN = "modus_pat_org_prefix_secret"  # noqa: S105
@@ -618,8 +619,7 @@ def test_a_proxy_that_refuses_the_tunnel_says_which_and_why(api, monkeypatch):
 
 
 def test_a_proxy_that_is_not_there_is_told_from_an_api_that_is_not(api, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = free_port()
     assert "proxy" not in str(error_of(api.connect(f"http://127.0.0.1:{port}")))
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")

@@ -17,6 +17,7 @@ import pytest
 from exporter.deadline import Deadline
 from exporter.modus.client import ModusClient
 from exporter.modus.errors import ApiError
+from tests.e2e.harness import free_port
 from tests.simulation import Clock
 from tests.wire import Wire, answering, counted, failure, forget_environment, page, response, run
 
@@ -77,8 +78,7 @@ def always(answer):
 
 
 def test_a_refused_connection_says_so_and_is_not_tried_again(api):
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
+    port = free_port()
     wire, client = api(always(b""), url=f"http://127.0.0.1:{port}")
     error = error_of(client)
     assert (error.reason, error.status) == ("connection", None)

@@ -15,6 +15,7 @@ from exporter.demo.fleet import FLEET, HOUR, MINUTE
 from exporter.demo.index import DAY
 from exporter.demo.simulator import Answer, SimulatedModus
 from exporter.demo.wire import ABSENT, iso
+from tests.e2e.harness import free_port
 
 BORN = 1_790_000_000.0
 
@@ -937,8 +938,8 @@ def test_a_fault_can_come_in_pieces_be_cut_short_or_hang_up(served):
 
 
 def test_closing_cuts_kept_connections_and_the_port_can_be_opened_again(api):
-    api.start()
-    port = urlsplit(api.url).port
+    port = free_port()
+    api.start(port)
     with connect(api) as connection:
         fetch(connection)
         api.close()

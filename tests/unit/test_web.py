@@ -21,6 +21,7 @@ from exporter.web.listeners import open_listeners, parse, passed_by_systemd, url
 from exporter.web.negotiation import gzip_accepted, negotiate, scrape_timeout
 from exporter.web.site import Site
 from exporter.web.webconfig import RateLimit, WebConfig
+from tests.e2e.harness import free_port
 from tests.webserver import DEFAULT_TIMEOUT, awaited, exposition, running
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -414,8 +415,8 @@ def test_several_addresses_are_all_listened_on():
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_1_and_leaves_no_other_address_open():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         with pytest.raises(WebError) as caught:
             listen_on(f"127.0.0.2:{port}", f"127.0.0.1:{port}")
         [other] = listen_on(f"127.0.0.2:{port}")
