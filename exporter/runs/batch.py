@@ -41,7 +41,7 @@ class Batch:
         for account in self.accounts:
             with self._lock:
                 counted = account.counted
-                self._outbox.take(account)
+                self._outbox.take(account.agent_id, account.unsaid)
                 new = [(id_, counted[id_]) for id_ in account.new if id_ in counted]
                 state = msgspec.json.encode(account.state)
                 change = Change(account.agent_id, account.epoch, state, new, account.gone)
@@ -52,8 +52,8 @@ class Batch:
     def give_back(self) -> None:
         """It was not written, or nobody knows: it is written again."""
         with self._lock:
-            self._outbox.forget()
             for account, new, gone, _ in self._taken:
+                self._outbox.forget(account.agent_id)
                 account.changed, account.new, account.gone = True, new + account.new, gone + account.gone
 
     def show(self) -> None:

@@ -120,6 +120,7 @@ class Ledger:
             account = self._accounts.get(agent_id)
             if account is None:
                 return None
+            account.keep()  # what is counted from now on is counted in a copy of the totals
             state = copy(account.state)
             state.open = dict(state.open)
             if account.shown is None:
@@ -139,7 +140,7 @@ class Ledger:
                         account.shown = account.keep()
                     # before version 0.2.0 there were no native ones
                     account.state.totals.durations.complete_native(self.bounds)
-                    self._said.take_up(account, marked)
+                    self._said.take_up(agent_id, account.unsaid, marked)
                 elif agent_id == USAGE_ID:
                     self._usage = UsageAccount(state or UsageState(self.clock()), epoch, only_new=False)
 
@@ -206,7 +207,7 @@ class Ledger:
                     account.shown = account.keep()
                     if not self._store:
                         account.changed, account.new, account.gone = False, [], []
-                        self._said.take(account)
+                        self._said.take(account.agent_id, account.unsaid)
             self._said.say(self._store)
         return more
 
@@ -257,7 +258,6 @@ class Ledger:
             batch.give_back()
             raise
         batch.show()
-        self._said.say(store)
         return True
 
     def _agent_ids(self) -> set[int]:

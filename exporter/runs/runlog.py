@@ -7,32 +7,15 @@ again when it starts: what was written to a pipe cannot be asked for.
 import logging
 import threading
 import time
-from typing import Protocol
 
 from exporter.log import fields
 from exporter.modus.model import Run, RunDetails, label, printable
 from exporter.runs.state import RunLine
+from exporter.runs.store import Store
 
 LONGEST_ERROR = 300  # characters of a task's error
 
 log = logging.getLogger("exporter.runs")
-
-
-class Account(Protocol):
-    """Who has lines to be said."""
-
-    agent_id: int
-
-    @property
-    def unsaid(self) -> list[RunLine]:
-        """Lines that nobody has said yet."""
-
-
-class Store(Protocol):
-    """Where it is marked how far lines were said."""
-
-    def mark(self, agent_id: int, number: int) -> None:
-        """Note that the agent's lines up to this number were said; it need not outlive the machine."""
 
 
 class RunLog:
@@ -58,44 +41,48 @@ class RunLog:
 class Outbox:
     """Lines on their way into the log: taken when they are written to the store, said when that is durable.
 
-    Each has a number above all that were given before, also before a restart. One thread at a time uses it,
-    but `take_up` may come from another one.
+    Each has a number above all that were given before, also before a restart. `unsaid` are always an
+    account's lines that nobody has said yet. One thread at a time uses it, but `take_up` may come from
+    another one.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last = 0
-        self._taken: list[tuple[int, list[RunLine], int]] = []  # agent, its lines that are unsaid, how many
+        self._taken: dict[int, tuple[list[RunLine], int]] = {}  # agent -> its unsaid lines, how many of them
 
-    def take(self, account: Account) -> None:
-        """Number the account's lines, which are about to be written."""
-        for line in account.unsaid:
+    def take(self, agent_id: int, unsaid: list[RunLine]) -> None:
+        """Number an agent's lines, which are about to be written."""
+        for line in unsaid:
             line.number = self._last = max(time.time_ns(), self._last + 1)
-        if account.unsaid:
-            self._taken.append((account.agent_id, account.unsaid, len(account.unsaid)))
+        self._take(agent_id, unsaid)
 
-    def take_up(self, account: Account, marked: int) -> None:
-        """Take the lines of an account of before a restart, but for those that were said: up to `marked`."""
+    def take_up(self, agent_id: int, unsaid: list[RunLine], marked: int) -> None:
+        """Take an agent's lines of before a restart, but for those that were said: up to `marked`."""
         self._last = max(self._last, marked)
-        account.unsaid[:] = [line for line in account.unsaid if line.number > marked]
-        if account.unsaid:
-            with self._lock:
-                self._taken.append((account.agent_id, account.unsaid, len(account.unsaid)))
+        unsaid[:] = [line for line in unsaid if line.number > marked]
+        self._take(agent_id, unsaid)
 
-    def forget(self) -> None:
-        """Leave what was taken where it is: it was not written."""
-        self._taken = []
+    def _take(self, agent_id: int, unsaid: list[RunLine]) -> None:
+        if unsaid:
+            with self._lock:
+                self._taken[agent_id] = unsaid, len(unsaid)
+
+    def forget(self, agent_id: int) -> None:
+        """Leave the agent's lines where they are: they were not written."""
+        with self._lock:
+            self._taken.pop(agent_id, None)
 
     def say(self, store: Store | None) -> None:
         """Write the lines that were taken into the log, and mark each."""
         with self._lock:
-            taken, self._taken = self._taken, []
-        lines = [(agent_id, line) for agent_id, unsaid, number in taken for line in unsaid[:number]]
+            taken, self._taken = self._taken, {}
+        lines = [(agent_id, line) for agent_id, (unsaid, number) in taken.items() for line in unsaid[:number]]
         for agent_id, line in sorted(lines, key=lambda each: each[1].number):
             _say(agent_id, line)
             if store:
                 store.mark(agent_id, line.number)
-        for _, unsaid, number in taken:
+        for unsaid, number in taken.values():
             del unsaid[:number]
 
 

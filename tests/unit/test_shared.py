@@ -761,6 +761,27 @@ def test_a_line_for_the_log_is_not_said_again_by_the_next_member(
     assert caplog.messages.count("run ended") == 1
 
 
+def test_a_line_that_was_committed_and_not_said_is_said_once_by_the_next_member(
+    server: Postgres, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as killed, closing(open_ledger(server.database, clock)) as book:
+        killed.setattr("exporter.runs.runlog.Outbox.say", lambda self, store: None)
+        book.run_log = RunLog("all")
+        record(book)
+        record(book, a_run("wf:1"))
+        book.commit()
+        abandon(book)
+    server.do("DELETE FROM modus_member")
+    with closing(open_ledger(server.database, clock)) as book:
+        book.run_log = RunLog("all")
+        record(book, a_run("wf:2"))  # before its first commit
+        book.commit()
+        book.commit()
+    said = [each.__dict__["fields"]["run_id"] for each in caplog.records if each.message == "run ended"]
+    assert said == ["wf:1", "wf:2"]
+
+
 # --- the database fails ---
 
 
