@@ -195,7 +195,7 @@ class Team:
         self.handovers = 0  # known at the end
         self.members: dict[str, Exporter] = {}
         stack.callback(lambda: [member.kill() for member in self.members.values()])
-        self._addresses: dict[str, str] = {}
+        self._ports: dict[str, int] = {}  # where Prometheus knows them
         self._lock = threading.Lock()  # one look, or one change of the members
         self._over = threading.Event()
         password = directory / "password"
@@ -231,8 +231,8 @@ class Team:
 
     def start(self, name: str) -> None:
         """Start a member, at the address that it had before."""
-        address = self._addresses.setdefault(name, f"127.0.0.1:{free_port()}")  # where Prometheus knows it
-        member = Exporter(self.directory, "--web.listen-address", address, "--config.file", str(self.file))
+        port = self._ports.setdefault(name, free_port())
+        member = Exporter(self.directory, "--config.file", str(self.file), port=port)
         with self._lock:
             self.members[name] = member
 

@@ -244,9 +244,8 @@ class Watched:
         if limit == "descriptors":
             prefix = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh")
         flags = "--config.file", str(self.file), "--web.enable-lifecycle"
-        address = "--web.listen-address", f"127.0.0.1:{self.port}"
         self.seen.process = {}
-        self.running = Exporter(self.directory, *flags, *address, env=env, prefix=prefix)
+        self.running = Exporter(self.directory, *flags, port=self.port, env=env, prefix=prefix)
 
     def _watch(self) -> None:
         while not self.over.wait(PAUSE):

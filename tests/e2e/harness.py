@@ -128,17 +128,23 @@ class Exporter(Process):
     """`python -m exporter` with these flags, from the moment it listens; `prefix` is what starts it."""
 
     def __init__(
-        self, directory: Path, *flags: str, env: dict[str, str] | None = None, prefix: tuple[str, ...] = ()
+        self,
+        directory: Path,
+        *flags: str,
+        port: int = 0,
+        env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         root = str(Path(__file__).parents[2])
-        command = [*prefix, sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0", *flags]
+        address = "--web.listen-address", f"127.0.0.1:{port}"
+        command = [*prefix, sys.executable, "-m", "exporter", *address, *flags]
         super().__init__(command, directory, {"PYTHONPATH": root, **(env or {})})
         try:
-            address = wait_for("the exporter listens", self._address)
+            listening = wait_for("the exporter listens", self._address)
         except BaseException:
             self.kill()
             raise
-        self.url = f"http://{address}"
+        self.url = f"http://{listening}"
 
     def _address(self) -> str | None:
         if self.popen.poll() is not None:

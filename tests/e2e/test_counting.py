@@ -154,12 +154,12 @@ def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
     program("prometheus")
     modus.start_run(AGENT, at=modus.clock() - 3600, lasts=60.0)  # before the window
     file = config(tmp_path, modus.url, AGENT)
-    flags = "--web.listen-address", f"127.0.0.1:{free_port()}", "--config.file", str(file)
-    running = Exporter(tmp_path, *flags)
+    port = free_port()
+    running = Exporter(tmp_path, "--config.file", str(file), port=port)
     prometheus_file = tmp_path / "prometheus.yml"
     prometheus_file.write_text(
         "scrape_configs: [{job_name: modus, scrape_interval: 1s, scrape_timeout: 1s,"
-        f" static_configs: [{{targets: ['{flags[1]}']}}]}}]\n"
+        f" static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n"
     )
     prometheus = Prometheus(tmp_path, prometheus_file)
     total = "sum(modus_agent_runs_finished_total)"
@@ -176,7 +176,7 @@ def test_the_increase_in_prometheus_is_the_number_of_runs_that_ended(
             modus.start_run(AGENT, lasts=0.0)  # ends unseen
             number += 1
             running.kill()
-            running = Exporter(tmp_path, *flags)
+            running = Exporter(tmp_path, "--config.file", str(file), port=port)
         wait_for("the last is counted", lambda: prometheus.number(total) == number == 25)
         # the exact increase: the last sample less the first, with what a reset would have added
         assert prometheus.number("sum(resets(modus_agent_runs_finished_total[5m]))") == 0

@@ -63,8 +63,8 @@ class World:
 
     def start(self, port: int) -> None:
         """Start the exporter, also on this port; what is shipped to scrape it is written for that."""
-        flags = "--web.listen-address", f"127.0.0.1:{port}", "--config.file", str(self.file)
-        self.exporter, self.port = Exporter(self.directory, *flags), port
+        self.exporter = Exporter(self.directory, "--config.file", str(self.file), port=port)
+        self.port = port
         self.ship("prometheus.yml", {"localhost:10371": f"127.0.0.1:{port}", **AS_FAST})
         self.ship("rules/modus.yml", AS_SOON)
 

@@ -22,7 +22,7 @@ QUANTILES = (0.5, 0.9, 0.95, 0.99)
 AGENT, BUSY = 7, 102  # of the demo fleet a run ends every nine seconds
 
 
-def scraping(directory: Path, port: str, name: str, *, native: bool) -> Prometheus:
+def scraping(directory: Path, exporter: Exporter, name: str, *, native: bool) -> Prometheus:
     """A Prometheus that asks for native histograms, or for text as it does by itself."""
     features, setting = native_histograms() if native else ((), "")
     file = directory / f"{name}.yml"
@@ -31,7 +31,7 @@ def scraping(directory: Path, port: str, name: str, *, native: bool) -> Promethe
     file.write_text(
         f"{{global: {{evaluation_interval: 1s}}, rule_files: ['{rules}'], scrape_configs: ["
         f"{{job_name: modus, scrape_interval: 1s, scrape_timeout: 1s, {setting}"
-        f" static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]}}\n"
+        f" static_configs: [{{targets: ['{exporter.url.removeprefix('http://')}']}}]}}]}}\n"
     )
     (directory / name).mkdir(exist_ok=True)
     return Prometheus(directory / name, file, *features)
@@ -48,9 +48,9 @@ class World:
         self.exporter = Exporter(directory, "--config.file", str(file))
         cleanup.callback(self.exporter.stop)
         wait_for("no backlog", lambda: self.exporter.scrape().value("modus_agent_backlog") == 0)
-        port = self.exporter.url.rpartition(":")[2]
         self.native, self.classic = (
-            scraping(directory, port, name, native=name == "native") for name in ("native", "classic")
+            scraping(directory, self.exporter, name, native=name == "native")
+            for name in ("native", "classic")
         )
         for prometheus in (self.native, self.classic):
             cleanup.callback(prometheus.stop)
@@ -171,7 +171,7 @@ class Life:
     """One agent whose runs take 2.5 s each, an exporter that is restarted, and a Prometheus that is too."""
 
     def __init__(self, directory: Path, cleanup: ExitStack) -> None:
-        self.directory, self.port = directory, str(free_port())
+        self.directory, self.port = directory, free_port()
         self.modus = SimulatedModus(fleet={}).start()
         cleanup.callback(self.modus.close)
         self.modus.add_agent(AGENT, "Any agent")
@@ -183,11 +183,10 @@ class Life:
         cleanup.callback(lambda: self.prometheus.stop())
 
     def start_exporter(self) -> None:
-        flags = "--web.listen-address", f"127.0.0.1:{self.port}", "--config.file", str(self.file)
-        self.exporter = Exporter(self.directory, *flags)
+        self.exporter = Exporter(self.directory, "--config.file", str(self.file), port=self.port)
 
     def start_prometheus(self, *, native: bool) -> None:
-        self.prometheus = scraping(self.directory, self.port, "prometheus", native=native)
+        self.prometheus = scraping(self.directory, self.exporter, "prometheus", native=native)
 
     def end(self, number: int) -> None:
         for _ in range(number):
