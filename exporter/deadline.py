@@ -21,10 +21,11 @@ class Deadline:
         self.monotonic = monotonic
         self._parent = parent
         self._at = monotonic() + seconds
+        self._ended = False
 
     def left(self) -> float:
         """Seconds that are left, 0.0 when it has passed."""
-        own = max(0.0, self._at - self.monotonic())
+        own = 0.0 if self._ended else max(0.0, self._at - self.monotonic())
         return own if self._parent is None else min(own, self._parent.left())
 
     def passed(self) -> bool:
@@ -37,8 +38,7 @@ class Deadline:
 
     def extend(self, seconds: float) -> None:
         """Leave at least `seconds` from now, but for one that has ended."""
-        if self._at > -math.inf:
-            self._at = max(self._at, self.monotonic() + seconds)
+        self._at = max(self._at, self.monotonic() + seconds)
 
     def shorten(self, seconds: float) -> None:
         """Leave that much less."""
@@ -46,4 +46,4 @@ class Deadline:
 
     def end(self) -> None:
         """Let it pass now and for good."""
-        self._at = -math.inf
+        self._ended = True

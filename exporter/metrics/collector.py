@@ -24,6 +24,7 @@ from exporter.metrics.usage import UsageSnapshot, usage_snapshot
 from exporter.modus.discovery import Target
 from exporter.modus.errors import ApiError
 from exporter.modus.requeststats import REQUEST_BUCKETS
+from exporter.runs.periodic import PeriodicWork
 from exporter.runs.reader import AgentReader
 from exporter.runs.reconcile import Turns
 from exporter.runs.scrape import STRAGGLER, Means, Scrape
@@ -165,9 +166,10 @@ class RunsCollector(Collector):
         self._ledger.run_log = settings.run_log
         threads = KeptThreads(settings.concurrency, "read", any_cpu())
         self._means = Means(self._ledger, self._committer, threads, settings.concurrency, {})
-        listing = settings.selection, threads, self.beside, settings.default_timeout
+        beside = partial(PeriodicWork, self.beside, self._monotonic)
+        listing = settings.selection, threads, beside, settings.default_timeout
         self._targets = Targets(api, self._ledger, *listing, targets)
-        self._usage = UsageReader(api, self._ledger, self._committer, self.beside, settings.usage, usage)
+        self._usage = UsageReader(api, self._ledger, self._committer, beside, settings.usage, usage)
 
     # --- the scrape in flight ---
 
@@ -273,7 +275,6 @@ class RunsCollector(Collector):
         reload_successful, reloaded = self._reload_state()
         with self._ledger.usage() as account:
             used = account.show()
-        ids = [agent.id for agent in agents]
         return Snapshot(
             agents=agents,
             bounds=self._ledger.bounds,
@@ -293,7 +294,7 @@ class RunsCollector(Collector):
             request_durations=stats.durations,
             reload_successful=reload_successful,
             reloaded=reloaded,
-            usage=usage_snapshot(self._usage, used, self._settings.usage, ids, now)
+            usage=usage_snapshot(self._usage, used, self._settings.usage, [agent.id for agent in agents], now)
             if leases.holds(USAGE_ID)
             else UsageSnapshot(),
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -89,21 +90,20 @@ class Discovery:
         self.found: list[Agent] | None = None
         self.answered = False  # whether the API answered the newest attempt at all
         self._refresh_interval = refresh_interval  # seconds
-        self._refreshed: float | None = None
+        self._refreshed = -math.inf  # monotonic seconds
         self.problem = ""  # why it could not be read at the newest attempt: one line
 
     def is_due(self, now: float) -> bool:
         """Whether the list is to be read again; `now` is monotonic seconds."""
-        return (
-            self.found is None or self._refreshed is None or now - self._refreshed >= self._refresh_interval
-        )
+        return self.found is None or now - self._refreshed >= self._refresh_interval
 
     def refresh(self, ask: Ask, now: float) -> None:
         """Read the list, all pages of it; when that fails the last one stays in use. Raises nothing."""
         self._refreshed = now
         try:
             found = list_agents(ask)
-        except ApiError as error:
+        except Exception as exc:
+            error = ApiError.of(exc)
             self.answered = error.answered
             if not self.problem:
                 why = fields(**error.told)

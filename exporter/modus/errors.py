@@ -74,6 +74,11 @@ class ApiError(Exception):
         self.too_large = too_large
 
     @classmethod
+    def of(cls, error: Exception) -> "ApiError":
+        """The error itself, or an exception of ours as one."""
+        return error if isinstance(error, cls) else cls.internal(error)
+
+    @classmethod
     def internal(cls, error: Exception) -> "ApiError":
         """An exception of ours as one agent's error: one line, with the place in the code."""
         frames = traceback.extract_tb(error.__traceback__)

@@ -35,21 +35,14 @@ class Planned(NamedTuple):
 class Schedules:
     """The schedules as of the last time that each could be read."""
 
-    def __init__(self, refresh_interval: float) -> None:
+    def __init__(self) -> None:
         self.known: dict[int, Planned] = {}
-        self._interval = max(refresh_interval, INTERVAL)
-        self._refreshed: float | None = None
         self._page_size = LARGEST_PAGE
         self._failing = False
         self._odd: dict[int, str] = {}  # agents whose schedule is not understood -> why
 
-    def is_due(self, now: float) -> bool:
-        """Whether they are to be read again; `now` is monotonic seconds."""
-        return self._refreshed is None or now - self._refreshed >= self._interval
-
-    def refresh(self, ask: Ask, now: float) -> None:
+    def refresh(self, ask: Ask) -> None:
         """Read them, page by page; those of pages that cannot be read stay as they were. Raises nothing."""
-        self._refreshed = now
         known, odd = {}, {}
         try:
             for page in pages(lambda token: self._page(ask, token)):
@@ -58,12 +51,10 @@ class Schedules:
                     if why:
                         odd[agent.id] = why
                 self.known = self.known | known
-        except ApiError as error:
+        except Exception as error:
             if not self._failing:
-                log.warning(
-                    "the schedules cannot be read: those known stay in use",
-                    extra=fields(**error.told),
-                )
+                told = fields(**ApiError.of(error).told)
+                log.warning("the schedules cannot be read: those known stay in use", extra=told)
             self._failing = True
         else:
             self._failing, self.known = False, known

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from exporter.deadline import Deadline
 from exporter.modus.discovery import Discovery, Selection, Target
 from exporter.modus.model import Agent, AgentsPage
-from exporter.modus.schedules import Schedules
+from exporter.modus.schedules import INTERVAL, Schedules
+from exporter.runs.periodic import PeriodicWork
 from exporter.runs.state import USAGE_ID
 from exporter.runs.threads import KeptThreads
 
@@ -16,13 +17,14 @@ if TYPE_CHECKING:  # both are handed in
     from exporter.modus.client import ModusClient
     from exporter.runs.ledger import Ledger
 
-PATIENCE = 60.0  # seconds for the schedules of all agents, beside the scrapes
 TICK = 0.2  # seconds after which who waits looks again
 SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
 
 
 class Targets:
     """The agents in use. The list of agents gets `timeout` seconds, and is read by one thread at a time.
+
+    Their schedules are read `beside` the scrapes, which gives periodic work of an interval.
 
     What `earlier` targets found, before a reload, serves until the API can be asked anew.
     """
@@ -33,7 +35,7 @@ class Targets:
         ledger: "Ledger",
         selection: Selection,
         threads: KeptThreads,
-        beside: KeptThreads,
+        beside: Callable[[float], PeriodicWork],
         timeout: float,
         earlier: "Targets | None" = None,
     ) -> None:
@@ -45,13 +47,10 @@ class Targets:
         self._discovery = Discovery(selection.refresh_interval)
         self._refreshing = threading.Lock()
         self._earlier = earlier.found if earlier else None
-        self._beside = beside
-        self._schedules = Schedules(selection.refresh_interval)
+        self._planning = beside(max(selection.refresh_interval, INTERVAL))
+        self._schedules = Schedules()
         if earlier:
             self._schedules.known = earlier._schedules.known
-        self._patience = Deadline(0.0)  # of the reading of the schedules
-        self._closed = False
-        self._planning = threading.Lock()
         self._any = False  # whether the newest scrape had an agent to read
 
     @property
@@ -104,10 +103,7 @@ class Targets:
             while discovery.found is None and not deadline.passed():
                 if listed.wait(min(deadline.left(), TICK)):  # the deadline may be moved meanwhile
                     break
-        if self._schedules.is_due(deadline.monotonic()) and self._planning.acquire(blocking=False):
-            begun = self._beside.submit(partial(self._plan, deadline.monotonic))
-            if not begun:
-                self._planning.release()
+        self._planning.begin(self._plan)
         found = self.found
         targets = selection.choose(self._last_known() if found is None else found, self._schedules.known)
         self._any = bool(targets)
@@ -115,9 +111,8 @@ class Targets:
 
     def close(self) -> None:
         """Cut off what is read beside the scrapes."""
-        self._closed = True
         self._schedules.stop()
-        self._patience.end()
+        self._planning.close()
 
     def _refresh(self, deadline: Deadline, listed: threading.Event) -> None:
         def ask(token: str | None) -> AgentsPage:
@@ -129,16 +124,11 @@ class Targets:
             self._refreshing.release()
             listed.set()
 
-    def _plan(self, monotonic: Callable[[], float]) -> None:
-        deadline = self._patience = Deadline(0.0 if self._closed else PATIENCE, monotonic)
-
+    def _plan(self, deadline: Deadline) -> None:
         def ask(token: str | None, size: int) -> AgentsPage:
             return self._api.agents(deadline=deadline, page_token=token, page_size=size, with_variation=True)
 
-        try:
-            self._schedules.refresh(ask, deadline.monotonic())
-        finally:
-            self._planning.release()
+        self._schedules.refresh(ask)
 
     def _last_known(self) -> list[Agent]:
         """The agents in use before a restart, for as long as the API cannot list them."""

@@ -1,9 +1,9 @@
 """Reads the usage report beside the scrapes: one request for agents and one for models, now and then."""
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,14 @@ from exporter.log import fields
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent
 from exporter.modus.usage import GROUPINGS, Grouping, UsageReport
-from exporter.runs.threads import Committer, KeptThreads
+from exporter.runs.periodic import PeriodicWork
+from exporter.runs.threads import Committer
 from exporter.runs.usage import HOUR, REVISED, UsageAccount, summed
 
 if TYPE_CHECKING:  # both are handed in
     from exporter.modus.client import ModusClient
     from exporter.runs.ledger import Ledger
 
-PATIENCE = 60.0  # seconds for one report of each grouping
 RECENT = 2 * HOUR  # seconds before the open hour that are read each time; once an hour it is REVISED
 LONGEST = 31 * 24  # hours that are asked for at once, at first
 AT_ONCE = 1000  # buckets that are counted while the ledger is held
@@ -55,17 +55,14 @@ class UsageReader:
         api: "ModusClient",
         ledger: "Ledger",
         committer: Committer,
-        beside: KeptThreads,
+        beside: Callable[[float], PeriodicWork],
         settings: UsageSettings,
         earlier: "UsageReader | None" = None,
     ) -> None:
         self.last_read: float | None = None  # when all of a report was read, by our clock
         self._api, self._ledger, self._committer = api, ledger, committer
         self._settings = settings
-        self._beside = beside
-        self._busy = threading.Lock()
-        self._deadline = Deadline(0.0)
-        self._next = -float("inf")  # monotonic seconds
+        self._periodic = beside(settings.refresh_interval)
         self._whole_hour = -1  # in which all that may be revised was read last
         self._longest = LONGEST  # hours of one request
         self._account: UsageAccount | None = None  # of the report that is read: its lease may end meanwhile
@@ -73,7 +70,6 @@ class UsageReader:
         if earlier and settings.is_on:
             self.last_read, self._failure = earlier.last_read, earlier._failure
         self._told_malformed = False
-        self._closed = False
 
     @property
     def up(self) -> bool | None:
@@ -90,50 +86,40 @@ class UsageReader:
         `known_agents` tells those that are listed, to be matched by id, slug or name; None while that is
         unknown.
         """
-        monotonic = self._deadline.monotonic()
-        if not self._settings.is_on or monotonic < self._next or (agents := known_agents()) is None:
+        if not self._settings.is_on or not self._periodic.is_due or (agents := known_agents()) is None:
             return
-        if self._closed or not self._busy.acquire(blocking=False):
-            return
-        self._next = monotonic + self._settings.refresh_interval
-        if not self._beside.submit(lambda: self._work(now, agents)):
-            self._busy.release()
+        self._periodic.begin(partial(self.read, now, agents))
 
     def close(self) -> None:
         """Cut off what is being read."""
-        self._closed = True
-        self._deadline.end()
+        self._periodic.close()
 
-    def _work(self, now: float, agents: Sequence[Agent]) -> None:
-        try:
-            self.read(now, agents)
-        finally:
-            self._busy.release()
-
-    def read(self, now: float, agents: Sequence[Agent]) -> None:
+    def read(self, now: float, agents: Sequence[Agent], deadline: Deadline) -> None:
         """Read the report now, in this thread. Raises nothing."""
         find, in_use = finder_of(agents), {str(agent.id) for agent in agents}
         hour = int(now // HOUR) * HOUR
         failure = None
-        self._deadline = Deadline(0.0 if self._closed else PATIENCE)
         with self._ledger.usage() as account:
             self._account = account
         try:
             for grouping in GROUPINGS:
-                self._read_grouping(grouping, hour, find, in_use)
-        except ApiError as error:
-            failure = error
-        except Exception as error:  # a mistake of ours is no reason to end the thread
-            failure = ApiError.internal(error)
+                self._read_grouping(grouping, hour, find, in_use, deadline)
+        except Exception as error:
+            failure = ApiError.of(error)
         else:
             self._whole_hour, self.last_read = hour, self._ledger.clock()
         finally:
             self._committer.request()
-            if not self._closed:
+            if not self._periodic.closed:
                 self._note(failure)
 
     def _read_grouping(
-        self, grouping: Grouping, hour: int, find: Callable[[str], str | None], in_use: set[str]
+        self,
+        grouping: Grouping,
+        hour: int,
+        find: Callable[[str], str | None],
+        in_use: set[str],
+        deadline: Deadline,
     ) -> None:
         """Read all hours that may have changed, the oldest first. Raises ApiError."""
         with self._ledger.usage(self._account) as account:
@@ -146,7 +132,7 @@ class UsageReader:
         while begin < end:
             until = min(begin + self._longest * HOUR, end)
             try:
-                report = self._api.usage(grouping, begin, until, deadline=self._deadline)
+                report = self._api.usage(grouping, begin, until, deadline=deadline)
             except ApiError as error:
                 if not error.too_large or until - begin <= HOUR:
                     raise
@@ -179,7 +165,7 @@ class UsageReader:
                 log.info("the usage report can be read again")
             return
         if _is_off(failure):
-            self._next = self._deadline.monotonic() + max(LOOK_AGAIN, self._settings.refresh_interval)
+            self._periodic.put_off(LOOK_AGAIN)
         if before is not None and before.reason == failure.reason:
             return
         if _is_off(failure) and self._settings.enabled == "auto":

@@ -1,8 +1,10 @@
 """Any history of the usage report, any kill: each use is counted once, and no counter ever falls."""
 
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus, SimulatedUse
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent
 from exporter.modus.usage import Used
 from exporter.runs.ledger import Ledger
+from exporter.runs.periodic import PeriodicWork
 from exporter.runs.sqlite import StateFile
 from exporter.runs.state import Meta
 from exporter.runs.store import Change
@@ -52,7 +56,8 @@ class World:
         api = DirectApi(self.modus)
         api.before = self.before_an_answer
         committer: Any = SimpleNamespace(request=self.commit)
-        self.reader = UsageReader(api, self.ledger, committer, KeptThreads(1, "beside"), UsageSettings())  # type: ignore[arg-type]
+        beside = partial(PeriodicWork, KeptThreads(1, "beside"), time.monotonic)
+        self.reader = UsageReader(api, self.ledger, committer, beside, UsageSettings())  # type: ignore[arg-type]
         self.answers = 0
 
     def before_an_answer(self) -> None:
@@ -70,7 +75,7 @@ class World:
     def read(self, kill_at: str = "", *, fails: bool = False) -> None:
         self.kill_at, self.fails, self.answers = kill_at, fails, 0
         try:
-            self.reader.read(self.clock(), AGENTS)
+            self.reader.read(self.clock(), AGENTS, Deadline())
             self.scrape()
         except Killed:
             self.kill_at = ""

@@ -69,6 +69,17 @@ def test_the_list_is_read_again_after_the_interval_and_kept_when_that_fails(
     assert look(1204.0) == 32
 
 
+def test_a_mistake_of_ours_is_a_problem_like_any_other(
+    api: DirectApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    discovery = Discovery(300)
+    discovery.refresh(lambda token: {}[token], 0.0)  # type: ignore[index]
+    assert discovery.problem.startswith("KeyError at test_discovery.py:")
+    assert "the agents cannot be listed" in caplog.text
+    discovery.refresh(ask(api), 1.0)
+    assert (discovery.problem, len(discovery.found or [])) == ("", 30)
+
+
 def test_an_agent_that_is_listed_and_found_is_read_once_and_keeps_what_is_expected_of_it() -> None:
     both = Selection([Target(7, expected_interval=60.0, expected_duration=5.0)], ["*"])
     assert both.choose([Agent(7, "Seven", "task", is_enabled=True), Agent(3, "Three")]) == [

@@ -1,5 +1,6 @@
 """The schedules of all agents: what is shown of them, and how often they are asked for."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from exporter.demo.simulator import Request, SimulatedModus
 from exporter.modus.discovery import Selection
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent, AgentsPage, Variation
-from exporter.modus.schedules import INTERVAL, Schedules
+from exporter.modus.schedules import Schedules
 from tests.simulation import Clock, Exporter, settings
 from tests.webserver import awaited
 
@@ -106,18 +107,38 @@ def test_a_list_with_schedules_that_fails_or_hangs_costs_no_scrape(
     assert (agent.up, agent.enabled, agent.next_due) == (True, True, None)
 
 
+def test_a_mistake_of_ours_is_said_and_those_known_stay(caplog: pytest.LogCaptureFixture) -> None:
+    schedules = Schedules()
+    schedules.refresh(pages(listed()))
+    schedules.refresh(lambda token, size: {}[token])  # type: ignore[index]
+    assert schedules.known.keys() == {7}
+    assert "the schedules cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(("interval", "after"), [(300.0, 900.0), (3600.0, 3600.0)])
 def test_the_larger_list_is_asked_for_every_quarter_of_an_hour_at_most(
-    exporter: Exporter, modus: SimulatedModus
+    modus: SimulatedModus, interval: float, after: float
 ) -> None:
-    assert INTERVAL == 900
-    schedules = Schedules(refresh_interval=300.0)
-    schedules.refresh(pages(), 0.0)
-    assert [schedules.is_due(now) for now in (1.0, 899.0, 900.0)] == [False, False, True]
-    slow = Schedules(refresh_interval=3600.0)
-    slow.refresh(pages(), 0.0)
-    assert [slow.is_due(now) for now in (900.0, 3600.0)] == [False, True]
-    due(exporter)
-    assert sum("includeVariation" in request.query for request in modus.requests) == 1
+    monotonic = Clock(0.0)
+    selection = Selection([], ["*"], refresh_interval=interval)
+    exporter = Exporter(modus, None, replace(settings(), selection=selection), monotonic)
+    try:
+        asked = [number_of_plans(exporter)]
+        for seconds in (after - 1, 1.0, 1.0):
+            monotonic.advance(seconds)
+            asked.append(number_of_plans(exporter))
+        assert asked == [1, 1, 2, 2]
+    finally:
+        exporter.close()
+
+
+def number_of_plans(exporter: Exporter) -> int:
+    """How often the schedules were asked for, once a scrape and what it began beside it are over."""
+    exporter.scrape()
+    over = threading.Event()
+    assert exporter.collector.beside.submit(over.set)
+    assert over.wait(10)
+    return sum("includeVariation" in request.query for request in exporter.api.modus.requests)
 
 
 def test_a_page_with_too_much_of_what_is_deployed_is_asked_for_in_smaller_ones() -> None:
@@ -129,53 +150,53 @@ def test_a_page_with_too_much_of_what_is_deployed_is_asked_for_in_smaller_ones()
             raise ApiError("bad_response", "too large", too_large=True)
         return AgentsPage([listed()])
 
-    schedules = Schedules(300.0)
-    schedules.refresh(ask, 0.0)
+    schedules = Schedules()
+    schedules.refresh(ask)
     assert sizes == [100, 25, 6]
     assert 7 in schedules.known
-    schedules.refresh(ask, 900.0)
+    schedules.refresh(ask)
     assert sizes[3:] == [6]
 
 
 def test_a_changed_schedule_holds_from_the_change_on_and_an_unchanged_one_as_before() -> None:
-    schedules = Schedules(300.0)
-    schedules.refresh(pages(listed(updated="2026-09-22T10:00:00Z")), 0.0)
+    schedules = Schedules()
+    schedules.refresh(pages(listed(updated="2026-09-22T10:00:00Z")))
     assert schedules.known[7].due(NOON + 60) == (NOON, NOON + 3600)
     # somebody changed its name: the schedule is the same
-    schedules.refresh(pages(listed(updated="2026-09-22T12:00:30Z")), 900.0)
+    schedules.refresh(pages(listed(updated="2026-09-22T12:00:30Z")))
     assert schedules.known[7].due(NOON + 60) == (NOON, NOON + 3600)
     daily = HOURLY | {"frequency": "daily", "time_of_day": "11:30"}
-    schedules.refresh(pages(listed(daily, updated="2026-09-22T12:00:30Z")), 1800.0)
+    schedules.refresh(pages(listed(daily, updated="2026-09-22T12:00:30Z")))
     assert schedules.known[7].due(NOON + 60) == (None, NOON - 1800 + 86400)
-    schedules.refresh(pages(listed(daily, enabled=False)), 2700.0)
-    schedules.refresh(pages(listed(daily, updated="2026-09-22T12:30:00Z")), 3600.0)
+    schedules.refresh(pages(listed(daily, enabled=False)))
+    schedules.refresh(pages(listed(daily, updated="2026-09-22T12:30:00Z")))
     assert schedules.known[7].due(NOON + 3600) == (None, NOON - 1800 + 86400)
 
 
 def test_pages_that_were_read_before_an_error_count_and_the_others_stay() -> None:
-    schedules = Schedules(300.0)
-    schedules.refresh(pages(listed(), Agent(8, is_enabled=True)), 0.0)
+    schedules = Schedules()
+    schedules.refresh(pages(listed(), Agent(8, is_enabled=True)))
 
     def ask(token: str | None, size: int) -> AgentsPage:
         if token:
             raise ApiError("server_error", "500")
         return AgentsPage([Agent(7, is_enabled=False)], "next")
 
-    schedules.refresh(ask, 900.0)
+    schedules.refresh(ask)
     assert (schedules.known[7].enabled, schedules.known[8].enabled) == (False, True)
-    schedules.refresh(pages(listed()), 1800.0)
+    schedules.refresh(pages(listed()))
     assert schedules.known.keys() == {7}
 
 
 def test_a_schedule_that_is_not_understood_is_said_once_and_costs_only_itself(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    schedules = Schedules(300.0)
+    schedules = Schedules()
     odd = Agent(
         8, is_enabled=True, variation=Variation(planned({"frequency": "lunar", "time_of_day": "09:00"}))
     )
-    for now in (0.0, 900.0):
-        schedules.refresh(pages(listed(), odd), now)
+    for _ in range(2):
+        schedules.refresh(pages(listed(), odd))
     assert caplog.text.count("schedule is not understood") == 1
     assert schedules.known[7].due(NOON)[1] == NOON + 3600
     assert schedules.known[8].due(NOON) == (None, None)

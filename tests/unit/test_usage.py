@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def shown(exporter: Exporter) -> UsageSnapshot:
     for _ in range(3):
         number = len(asked(modus))
         awaited(lambda: exporter.scrape() and len(asked(modus)) >= number + 2)  # noqa: B023
-        awaited(lambda: not exporter.collector._usage._busy.locked())
+        awaited(lambda: not exporter.collector._usage._periodic.is_busy)
         exporter.scrape()
     return exporter.collector.scrape(None).usage
 
@@ -183,7 +184,7 @@ def test_who_is_not_listed_is_counted_under_its_own_name_and_said_once(
     assert shown(exporter).agents["agent_abc"].calls == 1
     assert caplog.text.count("usage of an agent that is not listed") == 1
     modus.add_agent(9, "agent_abc")  # the series stays what it was: else it would be counted twice
-    exporter.collector._targets._discovery._refreshed = None  # the list is due
+    exporter.collector._targets._discovery._refreshed = -math.inf  # the list is due
     use(modus, at=NOON + 610, group="agent_abc")
     clock.advance(600)
     assert shown(exporter).agents["agent_abc"].calls == 2
@@ -197,7 +198,7 @@ def test_a_renamed_agent_stays_one_series(start: Start, modus: SimulatedModus, c
     modus.rename(7, "Sept")
     use(modus, at=NOON + 610, group="Sept")
     assert "Sept" not in shown(exporter).agents  # it is in the report before the list of agents is read again
-    exporter.collector._targets._discovery._refreshed = None  # now it is
+    exporter.collector._targets._discovery._refreshed = -math.inf  # now it is
     used = shown(exporter)
     assert "Sept" not in used.agents
     assert used.agents["7"].calls == 2
