@@ -46,7 +46,7 @@ from exporter.runs.reader import Limits
 from exporter.runs.runlog import RunLog
 from exporter.runs.store import Database, Place
 from exporter.runs.usagereader import UsageSettings
-from exporter.scalars import DatabaseUrl, Positive, Rate, Secret
+from exporter.scalars import Amount, DatabaseUrl, Positive, Secret
 from exporter.tokens import TokenError, token_source
 from exporter.waits import Waits
 from exporter.web.messages import HTTPError, text
@@ -55,7 +55,7 @@ from exporter.web.negotiation import Format
 DEMO_RETENTION = 7 * 86400.0  # seconds
 LAST_COMMIT = 2.0  # seconds that a slow disk may hold up the end
 
-log = logging.getLogger("exporter.app")
+log = logging.getLogger(__name__)
 
 
 class App:
@@ -166,7 +166,8 @@ class App:
             else:
                 closing.join(deadline.left())
         else:
-            log.error("the disk does not answer: what was counted last is not durable")
+            late = "the state cannot be written in time: what was counted last is not durable"
+            log.error(late, extra=fields(path=self._ledger.place))
         self._client.close()
 
     def _use(self, config: Config) -> Config:
@@ -277,7 +278,7 @@ def demo(stack: ExitStack) -> Callable[[], Config]:
         discovery=Discovery(enabled=True),
         runs=Runs(log="failed"),
         usage=Usage(
-            budget=Budget(Rate(30_000), (AgentBudget(102, Rate(20_000)), AgentBudget(108, Rate(300))))
+            budget=Budget(Amount(30_000), (AgentBudget(102, Amount(20_000)), AgentBudget(108, Amount(300))))
         ),
         state=State(path=str(Path(directory) / "state.db")),
     )

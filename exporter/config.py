@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from exporter import yamlfile
-from exporter.scalars import Count, DatabaseUrl, Duration, Positive, Rate, Secret, Switch, Text, decode
+from exporter.scalars import Amount, Count, DatabaseUrl, Duration, Positive, Secret, Switch, Text, decode
 from exporter.yamlfile import YamlError
 
 _URL = "an http(s) URL without user, password, query and fragment"
@@ -25,18 +25,16 @@ class ConfigError(YamlError):
 
 
 class Modus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to reach the API. After `load` exactly one of `token` and `token_file` is set, and `base_url` is
-    without the API's own path. `ca_file` None: the environment's certificate authorities, or certifi's.
-    """
+    """How to reach the API. After `load` exactly one of `token` and `token_file` is set."""
 
     base_url: str = "https://api.getmodus.com"
     token: Secret | None = None
     token_file: Text | None = None
-    ca_file: Text | None = None
+    ca_file: Text | None = None  # None: the authorities of the environment, or those of certifi
     resource: Literal["auto", "agents", "workflows"] = "auto"
     timeout: Positive = Positive(10)
     concurrency: Annotated[int, Meta(ge=1, le=1024)] = 32
-    max_requests_per_second: Rate | None = None
+    max_requests_per_second: Amount | None = None
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,13 +75,13 @@ class AgentBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Credits a calendar month (UTC) of one agent."""
 
     id: Count
-    credits: Rate
+    credits: Amount
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Credits a calendar month (UTC): of all agents together, and of single ones."""
 
-    total: Rate | None = None
+    total: Amount | None = None
     agents: tuple[AgentBudget, ...] = ()
 
 
@@ -209,8 +207,7 @@ def _config(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:
     data = yamlfile.expand(raw, variable)
     config = yamlfile.convert(data, Config, decode, raw=raw, secret=_MAY_BE_SECRET.__contains__)
     _check(config, raw)
-    url = re.sub("(?<!/)(/api(/v1)?)?/*$", "", config.modus.base_url)
-    return msgspec.structs.replace(config, modus=msgspec.structs.replace(config.modus, base_url=url))
+    return config
 
 
 def _with_defaults(raw: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
@@ -251,12 +248,16 @@ _MAY_BE_SECRET = ("state", "state.url", "modus", "modus.token", "modus.token_fil
 
 def _check(config: Config, raw: Mapping[str, Any]) -> None:
     """What no single value shows; `raw` is what the file says. Raises YamlError."""
-    seen: set[int] = set()
-    for i, agent in enumerate(config.agents):
-        if agent.id in seen:
-            raise YamlError(f"agents[{i}]: agent {agent.id} is listed twice")
-        seen.add(agent.id)
-    if not seen and not config.discovery.enabled:
+    for path, agent_ids in (
+        ("agents", [agent.id for agent in config.agents]),
+        ("usage.budget.agents", [agent.id for agent in config.usage.budget.agents]),
+    ):
+        seen: set[int] = set()
+        for i, agent_id in enumerate(agent_ids):
+            if agent_id in seen:
+                raise YamlError(f"{path}[{i}]: agent {agent_id} is listed twice")
+            seen.add(agent_id)
+    if not config.agents and not config.discovery.enabled:
         raise YamlError("agents: list at least one agent's id, or set discovery.enabled to true")
     if config.modus.token is not None and config.modus.token_file is not None:
         raise YamlError("modus: expected token or token_file, got both")

@@ -22,6 +22,16 @@ def fields(**pairs: object) -> dict[str, dict[str, object]]:
     return {"fields": pairs}
 
 
+def one_line(text: object) -> str:
+    """It as text on one line."""
+    return " ".join(str(text).split())
+
+
+def described(error: BaseException) -> str:
+    """The class of an exception and its text, on one line."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, in ASCII. `stacks` adds the stack of an exception as a field."""
 

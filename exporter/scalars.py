@@ -42,8 +42,8 @@ class Positive(Duration):
     """A duration above zero."""
 
 
-class Rate(float):
-    """A number above zero, a second; whole or decimal in the file."""
+class Amount(float):
+    """A number above zero, whole or decimal in the file."""
 
 
 class Switch(str):
@@ -72,10 +72,10 @@ def decode(kind: type, value: Any) -> Any:
         if not TOKEN.fullmatch(text) or not text.startswith(("postgresql://", "postgres://")):
             raise ValueError("expected a URL like postgresql://user@host:5432/database")
         return DatabaseUrl(text)
-    if kind is Rate:
+    if kind is Amount:
         if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not float(text):
-            raise ValueError("expected a number above 0, or null")
-        return Rate(text)
+            raise ValueError("expected a number above 0 and below 1000000000")
+        return Amount(text)
     if text == "0":  # the one that Prometheus takes without a unit
         text = "0s"
     elif re.fullmatch("-?[0-9.]+", text):

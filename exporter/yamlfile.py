@@ -208,7 +208,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.depth > _MAX_DEPTH:
-            raise YamlError("expected YAML of three levels at most, got far too many")
+            raise YamlError(f"expected YAML of {_MAX_DEPTH} levels at most, got more")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

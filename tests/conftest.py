@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from exporter.demo.simulator import SimulatedModus
 from exporter.metrics.collector import RunsCollector
@@ -20,8 +20,10 @@ from tests.wire import Wire
 if TYPE_CHECKING:
     from tests.postgres import Postgres
 
-# the same examples each time; `--hypothesis-profile=default` looks for new ones
-settings.register_profile("repeatable", derandomize=True, database=None)
+# the same examples each time; `--hypothesis-profile=new` looks for new ones; none fails because it is slow
+in_any_time = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", in_any_time, derandomize=True, database=None)
+settings.register_profile("new", in_any_time)
 settings.load_profile("repeatable")
 
 # class, the method that opens, the one that closes; in the order in which they are closed

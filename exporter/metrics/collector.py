@@ -44,7 +44,7 @@ TICK = 0.5  # seconds after which who waits looks again how much is to be kept f
 SHORTEST = 1.0  # seconds that a scraper must allow for what it misses to count as missed
 RECONCILED = 20  # one agent in so many, at most, has a page of its lookback compared in a scrape
 
-log = logging.getLogger("exporter.metrics.collector")
+log = logging.getLogger(__name__)
 
 
 class RunsCollector(Collector):

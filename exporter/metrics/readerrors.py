@@ -11,7 +11,7 @@ from exporter.runs.scrape import Scrape
 
 MAX_LINES = 10  # log lines about agents that changed their state in one scrape
 
-log = logging.getLogger("exporter.metrics.readerrors")
+log = logging.getLogger(__name__)
 
 
 class ReadErrors:

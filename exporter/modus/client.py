@@ -3,6 +3,7 @@
 import http.client
 import random
 import re
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class ModusClient:
         self._api_clock = ApiClock()
         self.requests_so_far = requests_so_far or RequestStats(clock())
         self.contact = Contact()
+        self._noting = threading.Lock()  # of what came of a call
 
     def runs(
         self,
@@ -195,9 +197,11 @@ class ModusClient:
         try:
             found = by(call.route) if call.route else self._routes.ask(by)
         except ApiError as error:
-            self.contact = self.contact.after(error, self._clock())
+            with self._noting:
+                self.contact = self.contact.after(error, self._clock())
             raise
-        self.contact = Contact(self._clock())
+        with self._noting:
+            self.contact = Contact(self._clock())
         return found
 
     def _once(

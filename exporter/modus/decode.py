@@ -14,6 +14,7 @@ import msgspec
 
 from exporter.modus.errors import BodyTooLargeError
 from exporter.modus.model import (
+    LARGEST_ID,
     LONGEST_ID,
     LONGEST_LABEL,
     LONGEST_TIME,
@@ -35,7 +36,6 @@ MOST_COMMAS = 250_000  # of a larger page: what lies between two of them can be 
 TOLERANT = 1 << 20  # bytes that may be decoded tolerantly: some hundredths of a second
 MOST_COUNTS = 64  # of one page; of more than these only the documented ones are kept
 LARGEST_COUNT = 2**53
-LARGEST_ID = 2**63 - 1  # of an agent
 
 Page = TypeVar("Page", "RunItems", AgentsPage)
 Item = TypeVar("Item", Run, RunDetails, Agent)

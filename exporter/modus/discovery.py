@@ -18,7 +18,7 @@ MAX_AGENTS = 100_000  # ten times what one exporter reads: a list that is longer
 
 NOTHING: Mapping[int, Planned] = MappingProxyType({})
 
-log = logging.getLogger("exporter.modus.discovery")
+log = logging.getLogger(__name__)
 
 Ask = Callable[[str | None], AgentsPage]  # page token -> page; raises ApiError
 

@@ -13,6 +13,7 @@ import msgspec
 import requests
 import urllib3
 
+from exporter.log import one_line
 from exporter.modus.secret import USUAL, Secret
 
 Reason = Literal[
@@ -83,7 +84,7 @@ class ApiError(Exception):
         """An exception of ours as one agent's error: one line, with the place in the code."""
         frames = traceback.extract_tb(error.__traceback__)
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
-        return cls("internal", " ".join(f"{type(error).__name__} at {place}: {error}".split())[:300])
+        return cls("internal", one_line(f"{type(error).__name__} at {place}: {error}")[:300])
 
     @property
     def line(self) -> str:

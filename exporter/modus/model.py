@@ -16,6 +16,7 @@ OPEN_STATUSES = ("running", "awaiting_human")
 TERMINAL_STATUSES = ("completed", "error", "cancelled")
 TOTAL_COUNT = "all_executions"  # in `counts` beside its own parts; never a status value
 
+LARGEST_ID = 2**63 - 1  # of an agent
 LONGEST_LABEL = 200  # characters of a label value; a longer one is cut
 LONGEST_ID = 1100  # characters of a workflow's id: Temporal allows 1,000
 LONGEST_RUN_ID = 256  # characters of a run's id; of a longer one the beginning and a digest are kept
@@ -139,7 +140,7 @@ class Variation(msgspec.Struct, frozen=True):
 class Agent(msgspec.Struct, frozen=True, rename="camel"):
     """One agent as the agents list shows it; `variation` is there when it was asked for."""
 
-    id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    id: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_ID)]
     name: Label = ""
     type: Label = ""
     status: Label = ""

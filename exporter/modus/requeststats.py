@@ -1,7 +1,6 @@
 """What was asked of the API so far, for the exporter's own metrics."""
 
 import threading
-from collections.abc import Sequence
 from copy import deepcopy
 
 import msgspec
@@ -25,8 +24,8 @@ class ApiStats(msgspec.Struct, frozen=True):
 class RequestStats:
     """Counts requests. Safe to share between threads, and by a client and the one that replaces it."""
 
-    def __init__(self, created: float, bounds: Sequence[float] = REQUEST_BUCKETS) -> None:
-        self._created, self._bounds = created, bounds  # created: Unix seconds
+    def __init__(self, created: float) -> None:
+        self._created = created  # Unix seconds
         self._lock = threading.Lock()
         self._requests: dict[tuple[str, str], int] = {}
         self._durations: dict[str, Histogram] = {}
@@ -38,8 +37,8 @@ class RequestStats:
             self._requests[operation, code] = self._requests.get((operation, code), 0) + 1
             durations = self._durations.get(operation)
             if durations is None:
-                durations = self._durations[operation] = Histogram.empty(self._bounds, self._created)
-            durations.observe(self._bounds, seconds)
+                durations = self._durations[operation] = self._none()
+            durations.observe(REQUEST_BUCKETS, seconds)
 
     def shown(self) -> ApiStats:
         """A consistent copy, to be shown: what it shows for the first time it shows at 0.
@@ -50,8 +49,11 @@ class RequestStats:
         with self._lock:
             requests = {key: n if key in self._shown else 0 for key, n in self._requests.items()}
             durations = {
-                name: deepcopy(each) if name in self._shown else Histogram.empty(self._bounds, each.created)
+                name: deepcopy(each) if name in self._shown else self._none()
                 for name, each in self._durations.items()
             }
             self._shown.update(requests, durations)
         return ApiStats(requests, durations)
+
+    def _none(self) -> Histogram:
+        return Histogram.empty(REQUEST_BUCKETS, self._created)

@@ -10,7 +10,7 @@ from exporter.modus.errors import ApiError
 ROUTES = ("agents", "workflows")  # of resource auto, in the order they are tried
 LOOK_AGAIN = 300.0  # seconds between two looks at the other route while the known one answers
 
-log = logging.getLogger("exporter.modus.client")
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

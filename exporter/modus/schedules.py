@@ -14,7 +14,7 @@ INTERVAL = 900.0  # seconds between two readings, at least: what is deployed of 
 LARGEST_PAGE = 100  # agents; fewer where such a page is too large
 MAX_LINES = 10  # log lines about single agents in one reading
 
-log = logging.getLogger("exporter.modus.schedules")
+log = logging.getLogger(__name__)
 
 Ask = Callable[[str | None, int], AgentsPage]  # page token and size -> page; raises ApiError
 

@@ -15,16 +15,16 @@ from exporter.watch import Watched
 
 VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # a file or a directory, before those of OpenSSL
 
-log = logging.getLogger("exporter.modus.client")
+log = logging.getLogger(__name__)
 
 
-def bundle(ca_file: str | None, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def bundle(ca_file: str | None) -> dict[str, str]:
     """Files and directories of CA certificates, each with what names it, a key or a variable."""
-    for name, chosen in (("modus.ca_file", ca_file), *((name, environ.get(name)) for name in VARIABLES)):
+    for name, chosen in (("modus.ca_file", ca_file), *((name, os.environ.get(name)) for name in VARIABLES)):
         if chosen:
             return {chosen: name}
-    files = {environ.get("SSL_CERT_FILE", ""): "SSL_CERT_FILE"}
-    folders = dict.fromkeys(environ.get("SSL_CERT_DIR", "").split(os.pathsep), "SSL_CERT_DIR")
+    files = {os.environ.get("SSL_CERT_FILE", ""): "SSL_CERT_FILE"}
+    folders = dict.fromkeys(os.environ.get("SSL_CERT_DIR", "").split(os.pathsep), "SSL_CERT_DIR")
     found = {path: name for path, name in (files | folders).items() if path}
     return found or {certifi.where(): "the package certifi"}
 

@@ -26,7 +26,7 @@ MAX_LINES = 10  # log lines about single runs, of one kind and one scrape
 MAX_OPEN = 10_000  # open runs of one agent that are followed; more of them end unseen unless the list tells
 MAX_MALFORMED = 10_000  # items of one agent that are remembered: one without an id may never be the same
 
-log = logging.getLogger("exporter.runs.ledger")
+log = logging.getLogger(__name__)
 
 
 class Account:

@@ -15,6 +15,7 @@ import psycopg
 from psycopg import IsolationLevel
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from exporter.log import one_line
 from exporter.runs.store import Database, LedgerError, StoreError
 
 CONNECT = 5  # seconds for each host of the URL
@@ -112,7 +113,7 @@ class Connection:
 
     def _told(self, error: Exception) -> str:
         """The error in one line, without the password."""
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = one_line(error) or type(error).__name__
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

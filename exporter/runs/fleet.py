@@ -13,7 +13,7 @@ import threading
 from collections.abc import Collection
 
 from exporter.deadline import Deadline
-from exporter.log import fields
+from exporter.log import described, fields
 from exporter.runs import leasetable, tables
 from exporter.runs.account import KEEP
 from exporter.runs.database import Connection, Cursor
@@ -25,11 +25,14 @@ REQUEST = 5.0  # seconds that one transaction may take
 AT_ONCE = 500  # leases that are taken at once
 SWEEP = 3600.0  # seconds between two looks for agents that nobody wants any more
 
-log = logging.getLogger("exporter.runs.fleet")
+log = logging.getLogger(__name__)
 
 
 class Fleet:
-    """The leases of this process for `tenant`; `written` gets what the database holds of each agent."""
+    """The leases of this process for `tenant`; `written` gets what the database holds of each agent.
+
+    Raises LedgerError when the system has no thread for it.
+    """
 
     shared = True
 
@@ -45,6 +48,7 @@ class Fleet:
         self._buckets = buckets
         self._written = written
         self._connection = Connection(database, "leases")
+        self._place = self._connection.place
         self._watch = Watch()
         self._epochs: dict[int, int] = {}  # of what we hold, oldest lease first
         self._leaving: dict[int, int] = {}  # likewise of what is no longer shown, and to be given back
@@ -60,7 +64,10 @@ class Fleet:
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise LedgerError(f"the leases need a thread: {error}; allow more of them") from None
 
     def want(self, agent_ids: frozenset[int], deadline: Deadline) -> None:
         """Say which agents are in use. Who has none yet waits for its share, until the deadline."""
@@ -113,16 +120,16 @@ class Fleet:
         except (StoreError, LedgerError) as error:
             problem = str(error)
         except Exception as error:  # whatever it is: who holds leases goes on renewing them
-            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            problem = described(error)
         if asked:
             self._settled.set()
         if problem:
             self._watch.forget()
             self.problems += 1
         if problem and not self.problem:
-            log.error("the leases cannot be renewed", extra=fields(error=problem))
+            log.error("the leases cannot be renewed", extra=fields(path=self._place, error=problem))
         elif self.problem and not problem:
-            log.info("the leases can be renewed again")
+            log.info("the leases can be renewed again", extra=fields(path=self._place))
         self.problem = problem
 
     def _renew(self) -> dict[int, int]:
@@ -149,7 +156,7 @@ class Fleet:
         self._leaving.clear()
         self._settled.clear()
         self.member = 0
-        if tables.buckets_of(tables.read_meta(cursor, self._connection.place)) != self._buckets:
+        if tables.buckets_of(tables.read_meta(cursor, self._place)) != self._buckets:
             raise LedgerError("the fleet counts in other histogram.buckets: restart this exporter with them")
         self.member = 1 + secrets.randbits(62)  # no sequence: after a failover one may give a number again
         leasetable.join(cursor, self.member, f"{socket.gethostname()}:{os.getpid()}", TERM)
@@ -236,11 +243,12 @@ class Fleet:
         self._drop(list(self._epochs))
         try:
             with self._connection.transaction(REQUEST) as cursor:
-                leasetable.note_said(cursor, self.member, self.said)
+                leasetable.note_said(cursor, self.member, dict(self.said))
                 leasetable.free(cursor, self.member, held)
                 leasetable.leave(cursor, self.member)
         except StoreError as error:
-            log.warning("the leases cannot be given back: they run out", extra=fields(error=str(error)))
+            why = fields(path=self._place, error=str(error))
+            log.warning("the leases cannot be given back: they run out", extra=why)
         self._leaving.clear()
         self._settled.clear()
         self.member = 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # handed in
 
 PATIENCE = 30.0  # seconds
 
-log = logging.getLogger("exporter.runs.greeting")
+log = logging.getLogger(__name__)
 
 
 def greet(client: "ModusClient", selection: Selection) -> None:

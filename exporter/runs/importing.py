@@ -8,7 +8,7 @@ import msgspec
 
 from exporter.modus.discovery import shard_of
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, State
-from exporter.runs.store import Change, LedgerError, Place, StoreError, open_store, read_alone
+from exporter.runs.store import Change, LedgerError, Place, StoreError, open_store, read_state
 
 
 def run(source: Place, target: Place | None, out: TextIO) -> int:
@@ -19,7 +19,7 @@ def run(source: Place, target: Place | None, out: TextIO) -> int:
     """
     if target is None:
         raise LedgerError("state.path is null: there is nothing to import into")
-    state = read_alone(source)
+    state = read_state(source, alone=True)
     index, total = state.meta.shard
     agent_ids = [agent_id for agent_id in state.agents if shard_of(agent_id, total) == index]
     meta = msgspec.structs.replace(state.meta, shard=(0, 1), version=SCHEMA_VERSION)

@@ -29,7 +29,7 @@ from exporter.runs.usage import UsageAccount
 PIECE = 20_000  # ids, or the like of them, that are committed at once
 AGENT_WEIGHT = 20  # what an agent's own row costs, in ids
 
-log = logging.getLogger("exporter.runs.ledger")
+log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -74,10 +74,10 @@ class Ledger:
         if self._store:
             try:
                 self._load(self._store, reset_histogram)
+                self.leases = self._store.lease_for(self)
             except LedgerError:
                 self._store.close()
                 raise
-            self.leases = self._store.lease_for(self)
 
     def known(self, agent_id: int) -> Known:
         """What a reading of the agent starts from."""

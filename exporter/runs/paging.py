@@ -135,7 +135,7 @@ class _Walk:
         self.useful = backlog.token is not None  # whether the newest page brought something
         self.repeats = 0  # pages that an earlier walk had read before its token was refused
         self.restarted = False  # its newest page is the first one of the list, since its token was refused
-        self.is_search = backlog.since is not None
+        self.is_search = backlog.is_search
         self._ask = ask
         self._pages = self._from(backlog.token)
 
@@ -242,8 +242,8 @@ def _few(backlogs: tuple[Backlog, ...]) -> tuple[Backlog, ...]:
 
     A search for open runs, of which there is one at most, has no neighbours: it began at the top.
     """
-    search = tuple(each for each in backlogs if each.since is not None)
-    stretches = tuple(each for each in backlogs if each.since is None)
+    search = tuple(each for each in backlogs if each.is_search)
+    stretches = tuple(each for each in backlogs if not each.is_search)
     if len(backlogs) <= MAX_BACKLOGS:
         return backlogs
     n = min(range(1, len(stretches)), key=lambda n: stretches[n].pages)

@@ -8,7 +8,7 @@ behind changes nothing when it gets through after a newer one.
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 
-from exporter.runs import tables
+from exporter.runs import leasetable, tables
 from exporter.runs.database import Connection, Cursor
 from exporter.runs.fleet import Fleet
 from exporter.runs.schema import checksum_of
@@ -98,9 +98,7 @@ class SharedStore:
             tables.refuse_members(cursor)
             cursor.execute("SELECT agent_id FROM modus_agent WHERE agent_id = ANY(%s)", [ids])
             refuse_known({agent_id for (agent_id,) in cursor}, changes)
-            cursor.execute(
-                "INSERT INTO modus_lease (agent_id) SELECT unnest(%s::bigint[]) ON CONFLICT DO NOTHING", [ids]
-            )
+            leasetable.enter(cursor, ids)
             self._write(cursor, changes, anew=False)
 
     def close(self) -> None:

@@ -19,7 +19,8 @@ from exporter.runs import opens, paging
 from exporter.runs.opens import OpensMemory, SingleRunRoute
 from exporter.runs.reconcile import Checksum, Walk, check_sum, reconcile
 from exporter.runs.state import Backlog, OpenRun, SeenClock, Watermark
-from exporter.runs.why import Budget, ask_why
+from exporter.runs.why import BURST, INTERVAL, ask_why
+from exporter.tokenbucket import TokenBucket
 
 if TYPE_CHECKING:  # handed in
     from exporter.modus.client import ModusClient
@@ -89,7 +90,7 @@ class Reading(msgspec.Struct):
         """Add a page and the watermark that holds after it."""
         self.add(page, known)
         if not watermark.searching:
-            self.searched += [each for each in self.watermark.backlogs if each.since]
+            self.searched += [each for each in self.watermark.backlogs if each.is_search]
         self.watermark = watermark
 
     def new(self, known: Known) -> set[str]:
@@ -143,11 +144,11 @@ class AgentApi:
 
 
 class AgentReader:
-    """Reads agents by one client; it remembers nothing but whether the API has the route of one run."""
+    """Reads agents by one client; it remembers whether the API has the route of one run, and its budget."""
 
     def __init__(self, api: "ModusClient", limits: Limits, *, asks_why: bool = False) -> None:
         self._api = api
-        self._budget = Budget() if asks_why else None
+        self._budget = TokenBucket(BURST, INTERVAL) if asks_why else None
         self._limits = limits
         self._route = SingleRunRoute()
 

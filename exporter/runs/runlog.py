@@ -15,7 +15,7 @@ from exporter.runs.store import Store
 
 LONGEST_ERROR = 300  # characters of a task's error
 
-log = logging.getLogger("exporter.runs")
+log = logging.getLogger(__name__)
 
 
 class RunLog:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from exporter.log import one_line
 from exporter.runs import migration
 from exporter.runs.ids import CountedIds, add_checksum
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Corruption, Meta, State, UsageState
@@ -161,7 +162,7 @@ def _decoded(content: bytes, checksum: bytes, kind: type[T], agent_id: int = 0) 
 
 def as_corruption(error: Exception) -> Exception:
     """What reading died of: damage, or the circumstances."""
-    return Corruption(" ".join(str(error).split())) if is_corruption(error) else error
+    return Corruption(one_line(error)) if is_corruption(error) else error
 
 
 def is_corruption(error: Exception) -> bool:

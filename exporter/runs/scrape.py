@@ -12,17 +12,16 @@ import msgspec
 from exporter.deadline import Deadline
 from exporter.modus.discovery import Target
 from exporter.modus.errors import ApiError
-from exporter.runs.ledger import Ledger
+from exporter.runs.ledger import AGENT_WEIGHT, Ledger
 from exporter.runs.reader import AgentReader, Memory, Reading
 from exporter.runs.state import Watermark
 from exporter.runs.threads import Committer, KeptThreads
 from exporter.turn import TURN
 
 STRAGGLER = 0.25  # seconds past the deadline for what was read up to it
-PIECE = 10_000  # runs after which a long pass has them committed; an agent that changed counts as AGENT
-AGENT = 20
+PIECE = 10_000  # runs, or the like of them, after which a long pass has them committed
 
-log = logging.getLogger("exporter.runs.scrape")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +147,7 @@ class Scrape:
     def _record(self, agent_id: int, reading: Reading) -> None:
         try:
             if self._means.ledger.record(agent_id, reading):
-                self._uncommitted += AGENT + len(reading.runs)
+                self._uncommitted += AGENT_WEIGHT + len(reading.runs)
         except Exception as error:
             reading = Reading(reading.watermark, reading.memory, error=ApiError.internal(error))
         self._means.memories[agent_id] = reading.memory

@@ -22,7 +22,7 @@ from exporter.runs.store import Alone, Change, LedgerError, StoreError, Tenant, 
 LOCK_WAIT = 0.2  # seconds for another program that has locked the file: a scrape cannot wait
 WAL_BYTES = 4 << 20  # that are kept of the write-ahead log between commits
 
-log = logging.getLogger("exporter.runs.sqlite")
+log = logging.getLogger(__name__)
 
 
 class StateFile:
@@ -32,7 +32,7 @@ class StateFile:
     """
 
     def __init__(self, path: str, clock: Callable[[], float]) -> None:
-        self.path = self.place = path
+        self.place = path
         self._clock = clock
         self._db: sqlite3.Connection | None = None
         self._identity: tuple[int, ...] = ()  # of the file as we left it
@@ -44,9 +44,12 @@ class StateFile:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._known = lock.exists()
             self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(self._lock)
+                raise
         except BlockingIOError:
-            os.close(self._lock)
             raise LedgerError(
                 f"{path}: in use by another process; give each exporter its own state.path"
             ) from None
@@ -68,7 +71,7 @@ class StateFile:
                 self._move_aside(error)
                 return self._read(meta)
         except (sqlite3.Error, Corruption, OSError) as error:
-            raise LedgerError(f"{self.path}: not usable as state file: {error}; check state.path") from None
+            raise LedgerError(f"{self.place}: not usable as state file: {error}; check state.path") from None
 
     def lease_for(self, tenant: Tenant) -> Alone:
         """All agents are this process's own."""
@@ -144,7 +147,7 @@ class StateFile:
             self._disconnect()
             if identity[0] != self._identity[0]:
                 for suffix in ("-wal", "-shm"):  # ours: replayed over another file they would spoil it
-                    Path(self.path + suffix).unlink(missing_ok=True)
+                    Path(self.place + suffix).unlink(missing_ok=True)
             self._stamp = None  # somebody else wrote: nothing in it can be relied on
         try:
             found = schema.stamp_of(self._connect())
@@ -157,39 +160,39 @@ class StateFile:
     def _tell_loss(self) -> None:
         """Say so when the file that was there before is not, or is empty."""
         try:
-            size = os.stat(self.path).st_size
+            size = os.stat(self.place).st_size
         except OSError:
             size = 0
         if self._known and not size:
             log.warning(
                 "the state file was deleted or emptied while no exporter ran: counting begins anew",
-                extra=fields(path=self.path),
+                extra=fields(path=self.place),
             )
 
     def _move_aside(self, error: Exception) -> None:
         """Rename a corrupt file to a name that says when, with what belongs to it."""
         self._disconnect()
         when = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = f"{self.path}.corrupt-{when}"
+        aside = f"{self.place}.corrupt-{when}"
         for suffix in ("", "-wal", "-shm"):
-            if os.path.exists(self.path + suffix):
-                os.replace(self.path + suffix, aside + suffix)
+            if os.path.exists(self.place + suffix):
+                os.replace(self.place + suffix, aside + suffix)
         log.error(
             "the state file is corrupt and was moved aside: a fresh one begins",
-            extra=fields(path=self.path, moved_to=aside, error=str(error)),
+            extra=fields(path=self.place, moved_to=aside, error=str(error)),
         )
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file. Raises sqlite3.Error, OSError, Corruption and, when it is not ours, LedgerError."""
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(self.place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         db = self._db = sqlite3.connect(
-            self.path, timeout=LOCK_WAIT, check_same_thread=False, isolation_level=None
+            self.place, timeout=LOCK_WAIT, check_same_thread=False, isolation_level=None
         )
         try:
             try:
-                schema.check_ownership(db, self.path, ours=self._known)
-                if os.stat(self.path).st_uid == os.geteuid():
-                    os.chmod(self.path, 0o600)  # as earlier versions did not
+                schema.check_ownership(db, self.place, ours=self._known)
+                if os.stat(self.place).st_uid == os.geteuid():
+                    os.chmod(self.place, 0o600)  # as earlier versions did not
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
                 db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
@@ -213,7 +216,7 @@ class StateFile:
     def _identity_now(self) -> tuple[int, ...]:
         """Changes when anybody writes to the file or its WAL, or puts another one in their place."""
         identity: list[int] = []
-        for path in (self.path, f"{self.path}-wal"):
+        for path in (self.place, f"{self.place}-wal"):
             try:
                 found = os.stat(path)
                 identity += found.st_ino, found.st_size, found.st_mtime_ns

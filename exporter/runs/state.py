@@ -28,6 +28,11 @@ class Backlog(msgspec.Struct, frozen=True, gc=False):
     pages: int = 0  # read so far, and to be read again for nothing should the token be refused
     since: float | None = None  # a search for open runs that left the open lists, begun at this instant
 
+    @property
+    def is_search(self) -> bool:
+        """Whether it was read before, and is read again to look for open runs."""
+        return self.since is not None
+
 
 class SeenClock(msgspec.Struct, frozen=True, gc=False):
     """The API's clock as an agent's last readings saw it. A step is believed after some answers only."""
@@ -60,12 +65,12 @@ class Watermark(msgspec.Struct, frozen=True, gc=False):
     @property
     def unread(self) -> bool:
         """Whether there are older pages that nobody has read yet; those of a search were."""
-        return bool(self.backlogs) and any(backlog.since is None for backlog in self.backlogs)
+        return bool(self.backlogs) and any(not backlog.is_search for backlog in self.backlogs)
 
     @property
     def searching(self) -> bool:
         """Whether a search for open runs is under way; there is one at most."""
-        return bool(self.backlogs) and any(backlog.since is not None for backlog in self.backlogs)
+        return bool(self.backlogs) and any(backlog.is_search for backlog in self.backlogs)
 
 
 class OpenRun(msgspec.Struct, gc=False):

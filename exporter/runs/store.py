@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from exporter.deadline import Deadline
+from exporter.log import one_line
 from exporter.runs.ids import CountedIds
-from exporter.runs.state import AgentState, Meta, State, UsageState
+from exporter.runs.state import USAGE_ID, AgentState, Meta, State, UsageState
 from exporter.scalars import Secret
 
 
@@ -46,7 +47,7 @@ Place = str | Database  # a path, or a database
 
 
 class Taken(NamedTuple):
-    """An agent that was leased, as the store holds it; `state` None: nothing was counted yet.
+    """An agent as the store holds it; `state` None: nothing was counted yet.
 
     `marked` is the number of its line for the log that was said last, `epoch` that of the lease.
     """
@@ -152,7 +153,8 @@ class Store(Protocol):
 def refuse_known(known: Collection[int], changes: Iterable[Change]) -> None:
     """Raise StoreError when a store has one of the agents that it is to adopt."""
     if both := sorted({change.agent_id for change in changes}.intersection(known)):
-        raise StoreError(f"it has {len(both)} of these agents already, such as {both[0]}")
+        first = next((agent_id for agent_id in both if agent_id != USAGE_ID), "the usage of all")
+        raise StoreError(f"it has {len(both)} of these agents already, such as {first}")
 
 
 def open_store(place: Place, clock: Callable[[], float]) -> Store:
@@ -167,26 +169,17 @@ def open_store(place: Place, clock: Callable[[], float]) -> Store:
     return StateFile(place, clock)
 
 
-def read_state(place: Place) -> State:
-    """All that the store at `place` holds, read beside the process that writes it. Raises LedgerError."""
+def read_state(place: Place, *, alone: bool = False) -> State:
+    """All that the store at `place` holds, beside who writes it, or when nobody does. Raises LedgerError."""
     if isinstance(place, Database):
         with _needs_psycopg():
             from exporter.runs import postgres
-        return postgres.read_state(place)
+        return postgres.read_state(place, alone=alone)
     from exporter.runs import sqlite
 
-    return sqlite.read_state(place)
-
-
-def read_alone(place: Place) -> State:
-    """All that the store at `place` holds, while nobody writes it. Raises LedgerError."""
-    if isinstance(place, Database):
-        with _needs_psycopg():
-            from exporter.runs import postgres
-        return postgres.read_state(place, alone=True)
-    if os.path.exists(place):
+    if alone and os.path.exists(place):
         open_store(place, time.time).close()  # it is locked, or was not
-    return read_state(place)
+    return sqlite.read_state(place)
 
 
 @contextmanager
@@ -195,6 +188,6 @@ def _needs_psycopg() -> Iterator[None]:
         yield
     except ImportError as error:
         raise LedgerError(
-            f"state.url needs psycopg, which cannot be used here ({' '.join(str(error).split())}): "
+            f"state.url needs psycopg, which cannot be used here ({one_line(error)}): "
             "pip install 'modus-exporter[postgres]'"
         ) from None

@@ -12,7 +12,7 @@ from zlib import crc32
 
 import msgspec
 
-from exporter.log import fields
+from exporter.log import fields, one_line
 from exporter.runs.database import Cursor
 from exporter.runs.ids import CountedIds, add_checksum
 from exporter.runs.schema import DAMAGE, checksum_of
@@ -41,7 +41,7 @@ SCHEMA = (
 # what leads from the version before to this one
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {}
 
-log = logging.getLogger("exporter.runs.tables")
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -174,7 +174,7 @@ def _decoded(agent_id: int, state: bytes, checksum: bytes) -> AgentState | Usage
             return msgspec.json.decode(state, type=UsageState)
         return msgspec.json.decode(state, type=AgentState)
     except DAMAGE as error:
-        raise Corruption(" ".join(str(error).split())) from None
+        raise Corruption(one_line(error)) from None
 
 
 def _set_aside(cursor: Cursor, row: Row, reason: str) -> None:

@@ -12,12 +12,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from exporter.log import fields
+from exporter.log import described, fields
 
 if TYPE_CHECKING:  # handed in
     from exporter.runs.ledger import Ledger
 
-log = logging.getLogger("exporter.runs.threads")
+log = logging.getLogger(__name__)
 
 SLOW = 1.0  # seconds after which a commit that is under way counts as one that hangs
 
@@ -69,7 +69,7 @@ class KeptThreads:
             try:
                 work()
             except Exception as error:  # the thread is needed for what comes next
-                text = " ".join(f"{type(error).__name__}: {error}".split())
+                text = described(error)
                 log.error("a thread's work failed", extra=fields(thread=self._name, error=text))
             with self._lock:
                 self._waiting += 1
@@ -105,7 +105,8 @@ class Committer:
         with self._lock:
             if self._hangs and not self._told:
                 self._told = True
-                log.error("the disk is slow: what is shown is as of the last commit that ended")
+                slow = "the state is written slowly: what is shown is as of the last commit that ended"
+                log.error(slow, extra=fields(path=self._ledger.place))
 
     @property
     def up(self) -> bool:
@@ -143,14 +144,14 @@ class Committer:
         try:
             more = self._ledger.commit_piece()
         except Exception as error:  # who waits must not wait for ever
-            failure = " ".join(f"{type(error).__name__}: {error}".split())
-            log.error("a commit failed", extra=fields(error=failure))
+            failure = described(error)
+            log.error("a commit failed", extra=fields(path=self._ledger.place, error=failure))
         with self._lock:
             self._failed = bool(failure)
             self.took = self._monotonic() - began if more or failure else self.took
             if self._told and self._monotonic() - began <= SLOW:
                 self._told = False
-                log.info("the disk is no longer slow")
+                log.info("the state is written in time again", extra=fields(path=self._ledger.place))
         return more
 
 

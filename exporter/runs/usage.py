@@ -21,7 +21,7 @@ WAIT = 900.0  # seconds in which an agent that is new or was renamed has to be l
 OTHER = "other"  # what more than these count as
 MAX_LINES = 10  # log lines of one kind and one report
 
-log = logging.getLogger("exporter.runs.usage")
+log = logging.getLogger(__name__)
 
 
 Summed = Iterable[tuple[tuple[str, int], Used]]  # name of an agent or model, hour -> what it used in it
@@ -57,12 +57,11 @@ class UsageAccount:
         self.counted: dict[str, float] = {}  # it has no runs
         self.new: list[str] = []
         self.gone: list[str] = []
-        self.shown: UsageShown | None = None  # as of the last durable commit
+        self.shown = self.keep()  # as of the last durable commit
         self._only_new = only_new
         self._unknown: dict[str, float] = {}  # agents that are not listed -> since when they are met
         self._told: set[tuple[str, str]] = set()  # groups that were shown at 0, because they are new
         self._warned: set[tuple[str, str]] = set()
-        self.shown = self.keep()
 
     @property
     def unsaid(self) -> list[RunLine]:

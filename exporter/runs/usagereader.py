@@ -25,7 +25,7 @@ LONGEST = 31 * 24  # hours that are asked for at once, at first
 AT_ONCE = 1000  # buckets that are counted while the ledger is held
 LOOK_AGAIN = 3600.0  # seconds until it is looked whether the token may read the report by now
 
-log = logging.getLogger("exporter.runs.usage")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

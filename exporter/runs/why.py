@@ -3,38 +3,21 @@
 Runs that waited for a human are always asked about: an approval that timed out is not the agent's failure.
 """
 
-import threading
 from typing import TYPE_CHECKING
 
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Run, RunDetails
 from exporter.runs.opens import MAX_SINGLE_RUNS, SingleRunRoute, single_run
 from exporter.runs.state import OpenRun
+from exporter.tokenbucket import TokenBucket
 
 if TYPE_CHECKING:  # `reader` calls this module
     from exporter.runs.reader import AgentApi, Known, Reading
 
-PER_SECOND, BURST = 1.0, 30.0  # requests for runs that did not wait for a human, over all agents
+# requests for runs that did not wait for a human, over all agents: no more than 60 in any minute
+BURST, INTERVAL = 30, 2.0  # at once; seconds after which there is one more
 
 APPROVAL_TIMEOUT = "approval_timeout"  # the one reason that the vendor documents
-
-
-class Budget:
-    """Leave to ask: so many at once, and so many a second again. Safe to share between threads."""
-
-    def __init__(self) -> None:
-        self._left, self._at = BURST, 0.0  # monotonic seconds
-        self._lock = threading.Lock()
-
-    def take(self, now: float) -> bool:
-        """Whether there is leave for one more; `now` is monotonic seconds."""
-        with self._lock:
-            self._left = min(BURST, self._left + (now - self._at) * PER_SECOND) if self._at else BURST
-            self._at = now
-            if self._left < 1:
-                return False
-            self._left -= 1
-            return True
 
 
 def ask_why(
@@ -42,7 +25,7 @@ def ask_why(
     known: "Known",
     reading: "Reading",
     route: SingleRunRoute,
-    budget: Budget | None,
+    budget: TokenBucket | None,
 ) -> None:
     """Add to the runs of a reading why they did not complete, as far as the budget goes.
 

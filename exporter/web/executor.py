@@ -62,10 +62,6 @@ class BoundedExecutor:
             await asyncio.wait({done}, timeout=seconds)
         return ended[0]
 
-    def close(self) -> None:
-        """Take no more calls; those at work are not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
     def _done(self, loop: asyncio.AbstractEventLoop) -> None:
         def free() -> None:
             self._free += 1

@@ -2,12 +2,11 @@
 
 import logging
 
-from exporter.log import fields
+from exporter.log import described, fields
 
-log = logging.getLogger("exporter.web")
+log = logging.getLogger(__name__)
 
 
 def log_failure(message: str, exc: BaseException) -> None:
     """One line that says what went wrong, without a traceback."""
-    text = " ".join(f"{type(exc).__name__}: {exc}".split())
-    log.error(message, extra=fields(error=text))
+    log.error(message, extra=fields(error=described(exc)))

@@ -7,6 +7,7 @@ import asyncio
 import math
 from collections.abc import Mapping
 
+from exporter.tokenbucket import TokenBucket
 from exporter.web.auth import Logins
 from exporter.web.connection import MAX_HEADER_BYTES
 from exporter.web.log import log_failure
@@ -20,7 +21,8 @@ class Middleware:
     def __init__(self, pages: Handler, web_config: WebConfigFile, headers: Mapping[str, str]) -> None:
         self._pages, self._web_config, self._headers = pages, web_config, headers
         self._logins = Logins()
-        self._bucket: Bucket | None = None
+        self._limit: RateLimit | None = None
+        self._bucket: TokenBucket  # of that limit
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request; raises nothing."""
@@ -37,7 +39,7 @@ class Middleware:
         return Response(response.body, response.status, {**response.headers, **headers})
 
     async def _answer(self, request: Request, config: WebConfig) -> Response:
-        if config.rate_limit and not self._bucket_of(config.rate_limit).take():
+        if config.rate_limit and not self._within(config.rate_limit):
             wait = math.ceil(config.rate_limit.interval)
             return text("Too Many Requests\n", 429, Retry_After=str(wait))
         if sum(len(name) + len(value) for name, value in request.headers.items()) > MAX_HEADER_BYTES:
@@ -47,26 +49,7 @@ class Middleware:
             return text("Unauthorized\n", 401, WWW_Authenticate='Basic charset="UTF-8"')
         return await self._pages(request)
 
-    def _bucket_of(self, limit: RateLimit) -> "Bucket":
-        if self._bucket is None or self._bucket.limit != limit:  # a changed limit begins with a full one
-            self._bucket = Bucket(limit)
-        return self._bucket
-
-
-class Bucket:
-    """Counts requests against a limit: full at first, it gains one every `interval`, up to `burst`."""
-
-    def __init__(self, limit: RateLimit) -> None:
-        self.limit = limit
-        self._left = float(limit.burst)
-        self._at = asyncio.get_running_loop().time()
-
-    def take(self) -> bool:
-        """Whether one more request is allowed now."""
-        now = asyncio.get_running_loop().time()
-        self._left = min(self.limit.burst, self._left + (now - self._at) / self.limit.interval)
-        self._at = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
+    def _within(self, limit: RateLimit) -> bool:
+        if limit != self._limit:  # a changed one begins with a full bucket
+            self._limit, self._bucket = limit, TokenBucket(limit.burst, limit.interval)
+        return self._bucket.take(asyncio.get_running_loop().time())

@@ -16,7 +16,7 @@ from exporter.web.middleware import Middleware
 from exporter.web.negotiation import gzip_accepted, negotiate, scrape_timeout
 from exporter.web.places import Places
 from exporter.web.reload import Reloads
-from exporter.web.scrapes import Kind, Scrape, Scrapes
+from exporter.web.scrapes import Kind, ReadScrape, Scrapes
 from exporter.web.server import Server
 from exporter.web.site import HEALTHY, READY, RELOAD, Site
 from exporter.web.webconfig import WebConfigFile
@@ -33,7 +33,7 @@ _CHANGE = ("POST", "PUT")
 def application(
     *,
     site: Site,
-    scrape: Scrape,
+    scrape: ReadScrape,
     default_timeout: Callable[[], float],
     contact: Callable[[], Contact],
     status: Callable[[], Status],
@@ -132,7 +132,7 @@ def serve(
     listeners: Sequence[socket.socket],
     *,
     site: Site,
-    scrape: Scrape,
+    scrape: ReadScrape,
     default_timeout: Callable[[], float],
     reload: Callable[[], None],
     contact: Callable[[], Contact],

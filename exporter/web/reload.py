@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+from exporter.log import one_line
 from exporter.web.executor import BoundedExecutor
 from exporter.web.log import log_failure
 
@@ -30,7 +31,7 @@ class Reloads:
             await self._thread.run(self._reload)
         except Exception as exc:
             log_failure("reload failed", exc)
-            return " ".join(str(exc).split())
+            return one_line(exc)
         finally:
             self._running = None
         return None

@@ -18,7 +18,7 @@ from exporter.web.messages import too_busy
 from exporter.web.negotiation import Format
 
 Exposition = tuple[Hashable, Iterable[bytes]]  # a key, equal for scrapes that are the same, and the pieces
-Scrape = Callable[[float, Format], Waits[Exposition]]  # of a timeout in seconds
+ReadScrape = Callable[[float, Format], Waits[Exposition]]  # of a timeout in seconds
 
 MAX_SCRAPES = 32  # under way at once; as many more wait for a place
 MAX_ALIKE = 4  # of the same kind
@@ -51,7 +51,7 @@ class Scrapes:
     """Scrapes that wait for the API hold no thread; what they found is turned into text in a few."""
 
     def __init__(
-        self, scrape: Scrape, default_timeout: Callable[[], float], room: Callable[[], Awaitable[None]]
+        self, scrape: ReadScrape, default_timeout: Callable[[], float], room: Callable[[], Awaitable[None]]
     ) -> None:
         self._scrape = scrape
         self._default_timeout = default_timeout  # seconds

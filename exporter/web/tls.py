@@ -15,7 +15,7 @@ from exporter.log import fields
 from exporter.watch import Watched
 from exporter.yamlfile import YamlError, got
 
-log = logging.getLogger("exporter.web")
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}

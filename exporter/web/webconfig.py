@@ -24,7 +24,7 @@ from exporter.web.auth import BasicAuth
 from exporter.web.errors import WebError
 from exporter.yamlfile import YamlError
 
-log = logging.getLogger("exporter.web")
+log = logging.getLogger(__name__)
 
 _HEADERS: dict[str, tuple[str, ...]] = {  # the toolkit's list, with the values it allows
     "Content-Security-Policy": (),
@@ -79,7 +79,7 @@ class WebConfig:
     tls: ssl.SSLContext | None = None
     allowed_sans: frozenset[str] = frozenset()
     headers: Mapping[str, str] = field(default_factory=dict)
-    auth: "BasicAuth | None" = None
+    auth: BasicAuth | None = None
     rate_limit: RateLimit | None = None
 
     def admits(self, certificate: Mapping[str, Any] | None) -> bool:
@@ -171,7 +171,7 @@ def _headers(headers: Mapping[str, str | None]) -> Mapping[str, str]:
     return {name: (value or "").strip() for name, value in headers.items()}  # as Go sends it
 
 
-def _auth(users: Mapping[str, str]) -> "BasicAuth | None":
+def _auth(users: Mapping[str, str]) -> BasicAuth | None:
     for name, value in users.items():
         try:
             match = _HASH.fullmatch(value)

@@ -447,7 +447,7 @@ def test_sigterm_while_the_disk_hangs_ends_in_time_and_says_what_is_not_durable(
     headers = {"Accept": OPENMETRICS, "X-Prometheus-Scrape-Timeout-Seconds": "2"}
     assert completed(Scrape(get(f"{running.url}/metrics", headers))) == 3
     ends_in_time(running)
-    assert len(lines(running, "the disk does not answer")) == 1
+    assert len(lines(running, "the state cannot be written in time")) == 1
     with exporter(tmp_path, "--config.file", str(file)) as running:
         assert completed(running.scrape()) == 4
 
@@ -462,7 +462,7 @@ def test_sigterm_while_the_disk_is_slow_ends_in_time_with_all_of_it_durable(
     fsync.slow(2.8)  # the commit is in time, what follows it may not be
     assert completed(running.scrape()) == 4
     ends_in_time(running)
-    assert not lines(running, "the disk does not answer")
+    assert not lines(running, "the state cannot be written in time")
     with exporter(tmp_path, "--config.file", str(file)) as running:
         assert completed(running.scrape()) == 4
 

@@ -225,7 +225,7 @@ def test_a_disk_that_takes_longer_than_a_scrape_may_costs_no_scrape_its_timeout(
             shown.append(completed(scrape, WELL))
         assert shown == [3, 3, 3]  # the last durable commit
         assert scrape.value("modus_exporter_ledger_up") == 0
-        assert running.said().count("the disk is slow") == 1
+        assert running.said().count("the state is written slowly") == 1
         running.kill()
     fsync.well()
     with exporter(tmp_path, "--config.file", str(file), env=fsync.env) as running:

@@ -54,7 +54,7 @@ class KilledFile(StateFile):
     copy_to: Path | None = None
 
     def write(self, meta: Meta, changes: Iterable[Change], *, anew: bool) -> None:
-        wal = Path(f"{self.path}-wal")
+        wal = Path(f"{self.place}-wal")
         before = wal.stat().st_size if wal.exists() else 0
 
         def changes_and_copy() -> Iterable[Change]:
@@ -72,7 +72,7 @@ class KilledFile(StateFile):
     def copy_at(self, moment: str) -> Path | None:
         if KilledFile.moment != moment or KilledFile.copy_to is None or KilledFile.copy_to.exists():
             return None
-        shutil.copytree(Path(self.path).parent, KilledFile.copy_to)
+        shutil.copytree(Path(self.place).parent, KilledFile.copy_to)
         return KilledFile.copy_to
 
 
@@ -425,9 +425,7 @@ def test_every_run_is_counted_once_whatever_happens() -> None:
         Counting,
         settings=settings(
             max_examples=60,
-            derandomize=True,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

@@ -99,9 +99,7 @@ def test_every_run_is_counted_once_whatever_happens_with_shared_state(
         CountingShared,
         settings=settings(
             max_examples=25,
-            derandomize=True,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

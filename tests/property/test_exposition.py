@@ -120,7 +120,7 @@ SNAPSHOTS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(snapshot=SNAPSHOTS, openmetrics=st.booleans(), texts=PER_PIECE)
 def test_any_snapshot_is_written_as_prometheus_client_writes_it(
     snapshot: Snapshot, openmetrics: bool, texts: int
@@ -131,7 +131,7 @@ def test_any_snapshot_is_written_as_prometheus_client_writes_it(
     assert shown == [expected(snapshot, openmetrics)] * 2
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(snapshot=SNAPSHOTS, openmetrics=st.booleans())
 def test_the_library_reads_the_same_from_our_families(snapshot: Snapshot, openmetrics: bool) -> None:
     openmetrics |= snapshot.show_created  # in the text format the library makes families of them
@@ -151,7 +151,7 @@ def without_exemplars(agents: Iterable[AgentSnapshot]) -> list[AgentSnapshot]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(runs=st.lists(RUNS, max_size=40), counts=COUNTS, name=TEXT, openmetrics=st.booleans())
 def test_any_list_of_runs_gives_a_sound_exposition(
     runs: list[Run], counts: dict[str, int], name: str, openmetrics: bool

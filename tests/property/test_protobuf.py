@@ -143,7 +143,7 @@ def without_native(family: Any) -> tuple[Any, list[Native]]:
     return family, native
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(snapshot=SNAPSHOTS, texts=PER_PIECE)
 def test_any_snapshot_is_read_as_it_was_meant(snapshot: Snapshot, texts: int) -> None:
     expected, native = messages(snapshot)
@@ -212,7 +212,7 @@ def library_families(draw: st.DrawFn) -> Metric:
     return family
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(given_families=st.lists(library_families(), max_size=3))
 def test_any_family_of_the_library_is_read_as_it_was_meant(given_families: list[Metric]) -> None:
     read = list(metricsproto.families(b"".join(write(given_families))))

@@ -153,7 +153,7 @@ def ours(pieces: Iterator[bytes], most: int) -> tuple[int, bytes, bool] | None:
     return answer.status, body, not pool.closed
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(raw=wires(), cuts=st.lists(st.integers(1, 12), max_size=30), most=st.sampled_from([1, 4, 65536]))
 @example(raw=SOUND, cuts=[], most=65536)
 @example(raw=SOUND, cuts=[1] * 45, most=1)

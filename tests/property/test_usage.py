@@ -146,7 +146,7 @@ steps = st.lists(
 
 
 @given(steps, st.sampled_from(["id", "slug", "name"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_counters_are_the_final_sums_and_never_fall(history: list[tuple[Any, ...]], names: str) -> None:
     with tempfile.TemporaryDirectory() as directory, patch("exporter.runs.sqlite.StateFile", KilledFile):
         KilledFile.world = world = World.__new__(World)

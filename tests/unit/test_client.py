@@ -495,7 +495,7 @@ def test_the_route_agents_comes_first(modus, connect):
 
 
 def test_the_renamed_route_is_found_remembered_and_told_once(modus, connect, caplog):
-    caplog.set_level(logging.INFO, "exporter.modus.client")
+    caplog.set_level(logging.INFO)
     routed(modus, "workflows")
     client = connect(resource="auto")
     for _ in range(3):

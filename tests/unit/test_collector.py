@@ -670,8 +670,8 @@ def test_a_disk_that_hangs_costs_no_scrape_its_timeout_and_shows_what_is_durable
     again = collector.scrape(HANG)
     assert again.ledger_up
     assert finished(again.agents[0])["completed"] == 1
-    slow = "the disk is slow: what is shown is as of the last commit that ended"
-    assert [record.message for record in caplog.records] == [slow, "the disk is no longer slow"]
+    slow = "the state is written slowly: what is shown is as of the last commit that ended"
+    assert [record.message for record in caplog.records] == [slow, "the state is written in time again"]
     collector.close()
     ledger.close()
 

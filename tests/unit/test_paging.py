@@ -339,7 +339,7 @@ class ByClose(RunsList):
         return RunsPage(self.runs[begin : begin + size], {}, more, self.now)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(lasts=st.lists(st.floats(1, DAY / 2).map(lambda value: round(value, 3)), min_size=40, max_size=120))
 def test_in_the_order_of_ends_all_of_the_lookback_is_read(lasts: list[float]) -> None:
     made = [
@@ -558,7 +558,7 @@ def test_a_search_from_the_top_still_begins_there_when_it_is_joined_with_another
     assert mark.backlogs[-1] == search
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     arrivals=st.lists(st.lists(st.floats(0, 60).map(lambda ago: round(ago, 3)), max_size=15), max_size=20),
     cut=st.integers(1, 3),

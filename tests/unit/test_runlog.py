@@ -10,7 +10,8 @@ import pytest
 
 from exporter.demo.simulator import Answer, SimulatedModus
 from exporter.runs.runlog import RunLog
-from exporter.runs.why import BURST, Budget
+from exporter.runs.why import BURST, INTERVAL
+from exporter.tokenbucket import TokenBucket
 from tests.simulation import Clock, Exporter, finished, settings
 
 Start = Callable[..., Exporter]
@@ -182,10 +183,16 @@ def test_no_more_is_asked_than_the_budget_allows(
 
 
 def test_a_budget_is_used_up_and_fills_again() -> None:
-    budget = Budget()
+    budget = TokenBucket(BURST, INTERVAL)
     assert sum(budget.take(100.0) for _ in range(1000)) == BURST
-    assert sum(budget.take(110.0) for _ in range(1000)) == 10
+    assert sum(budget.take(110.0) for _ in range(1000)) == 5
     assert sum(budget.take(10_000.0) for _ in range(1000)) == BURST
+
+
+def test_a_budget_is_sixty_requests_in_any_minute() -> None:
+    budget = TokenBucket(BURST, INTERVAL)
+    taken = [now for now in range(600) for _ in range(100) if budget.take(float(now))]
+    assert max(sum(begin <= now < begin + 60 for now in taken) for begin in range(600)) <= 60
 
 
 def test_a_line_that_was_committed_and_not_said_is_said_after_a_restart(

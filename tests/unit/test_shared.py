@@ -662,7 +662,7 @@ def test_a_usage_report_is_counted_for_the_lease_that_it_was_begun_under(
 
         member.api.before = interrupt
         for _ in range(2):
-            reader.read(modus.clock(), [Agent(AGENT, "Any agent")])
+            reader.read(modus.clock(), [Agent(AGENT, "Any agent")], Deadline())
         book.commit()
         assert book.up
         with book.usage() as account:

@@ -216,7 +216,7 @@ def test_a_failing_scrape_is_a_500_and_one_line_in_the_log(caplog):
         answer = site.get("/metrics")
     assert (answer.status, answer.data) == (500, b"the scrape failed: see the log of the exporter\n")
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert (record.name, record.message, record.exc_info) == ("exporter.web", "scrape failed", None)
+    assert (record.name, record.message, record.exc_info) == ("exporter.web.log", "scrape failed", None)
     assert record.fields == {"error": "RuntimeError: it broke here"}
 
 

@@ -305,7 +305,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=100) | st.lists(PIECES, max_size=30).map(lambda pieces: "".join(pieces).encode()))
 def test_any_file_is_a_configuration_or_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yml"
