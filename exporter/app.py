@@ -149,7 +149,7 @@ class App:
             newest=self.collector.newest,
             known=self._ledger.agents(),
             state_path=self._ledger.place,
-            state_up=self.collector.ledger_up,
+            state_up=self.collector.committer.up,
             reload_successful=self._reloaded[0],
             reloaded=self._reloaded[1],
         )

@@ -24,13 +24,14 @@ from exporter.metrics.usage import UsageSnapshot, usage_snapshot
 from exporter.modus.discovery import Target
 from exporter.modus.errors import ApiError
 from exporter.modus.requeststats import REQUEST_BUCKETS
+from exporter.runs.committer import Committer
 from exporter.runs.periodic import PeriodicWork
 from exporter.runs.reader import AgentReader
 from exporter.runs.reconcile import Turns
 from exporter.runs.scrape import STRAGGLER, Means, Scrape
 from exporter.runs.state import USAGE_ID
 from exporter.runs.targets import Targets
-from exporter.runs.threads import Committer, KeptThreads, any_cpu
+from exporter.runs.threads import KeptThreads, any_cpu
 from exporter.runs.usagereader import UsageReader
 from exporter.waits import Waits, waited
 
@@ -83,7 +84,7 @@ class RunsCollector(Collector):
         self._closing = False
         self._leader = KeptThreads(1, "scrape")
         self.beside = KeptThreads(1, "beside")  # for what no scrape waits for
-        self._committer = Committer(ledger, monotonic)
+        self.committer = Committer(ledger, monotonic)
         self._use(api, settings)
 
     def describe(self) -> Iterable[Metric]:
@@ -119,12 +120,12 @@ class RunsCollector(Collector):
             yield scrape.finished, min(seconds, TICK)
         if not scrape.finished.done() and allowed >= SHORTEST:
             self._errors.leave_out(scrape)
-        commit = self._committer.request()
+        commit = self.committer.request()
         yield commit, max(patience.left() - self.tail.seconds(len(scrape.targets)), 0.0)
         if commit.done():
             scrape.committed = True
         else:
-            self._committer.tell_if_slow()
+            self.committer.tell_if_slow()
         return scrape
 
     def reload(self, connect: Callable[[], "ModusClient"], settings: Settings) -> None:
@@ -151,7 +152,7 @@ class RunsCollector(Collector):
             self._usage.close()
             for threads in (self._means.threads, self._leader, self.beside):
                 threads.close()
-        return self._committer.close(patience)
+        return self.committer.close(patience)
 
     def _use(
         self,
@@ -165,17 +166,17 @@ class RunsCollector(Collector):
         self._reader = AgentReader(api, settings.limits, asks_why=settings.run_log.which != "off")
         self._ledger.run_log = settings.run_log
         threads = KeptThreads(settings.concurrency, "read", any_cpu())
-        self._means = Means(self._ledger, self._committer, threads, settings.concurrency, {})
+        self._means = Means(self._ledger, self.committer, threads, settings.concurrency, {})
         beside = partial(PeriodicWork, self.beside, self._monotonic)
         listing = settings.selection, threads, beside, settings.default_timeout
         self._targets = Targets(api, self._ledger, *listing, targets)
-        self._usage = UsageReader(api, self._ledger, self._committer, beside, settings.usage, usage)
+        self._usage = UsageReader(api, self._ledger, self.committer, beside, settings.usage, usage)
 
     # --- the scrape in flight ---
 
     def _reserve(self, scrape: Scrape) -> float:
         """Seconds to keep free for what follows the reading, the last piece of the commit included."""
-        return min(self.tail.seconds(len(scrape.targets)) + self._committer.took * SPARE, scrape.granted / 2)
+        return min(self.tail.seconds(len(scrape.targets)) + self.committer.took * SPARE, scrape.granted / 2)
 
     def _join(self, caller: Deadline) -> Scrape:
         """The scrape in flight, which gets this caller's time, or a new one."""
@@ -247,11 +248,6 @@ class RunsCollector(Collector):
         begun = {id_ for id_ in due if (memory := self._means.memories.get(id_)) and memory.walk}
         return self._turns.take(due, begun, max(1, len(targets) // RECONCILED))
 
-    @property
-    def ledger_up(self) -> bool:
-        """Whether the state can be written."""
-        return self._committer.up
-
     def snapshot(self, scrape: Scrape) -> Snapshot:
         """What a scrape and those before it found out, as of now."""
         now, outcomes, leases = self._clock(), scrape.so_far(), self.leases
@@ -285,7 +281,7 @@ class RunsCollector(Collector):
             up=scrape.answered or self._targets.answered,
             show_created=self._settings.show_created,
             duration=scrape.duration,
-            ledger_up=self.ledger_up,
+            ledger_up=self.committer.up,
             lease_changes=leases.changes if leases.shared else None,
             version=__version__,
             created=self._created,

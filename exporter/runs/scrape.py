@@ -12,10 +12,11 @@ import msgspec
 from exporter.deadline import Deadline
 from exporter.modus.discovery import Target
 from exporter.modus.errors import ApiError
+from exporter.runs.committer import Committer
 from exporter.runs.ledger import AGENT_WEIGHT, Ledger
 from exporter.runs.reader import AgentReader, Memory, Reading
 from exporter.runs.state import Watermark
-from exporter.runs.threads import Committer, KeptThreads
+from exporter.runs.threads import KeptThreads
 from exporter.turn import TURN
 
 STRAGGLER = 0.25  # seconds past the deadline for what was read up to it

@@ -12,8 +12,8 @@ from exporter.log import fields
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent
 from exporter.modus.usage import GROUPINGS, Grouping, UsageReport
+from exporter.runs.committer import Committer
 from exporter.runs.periodic import PeriodicWork
-from exporter.runs.threads import Committer
 from exporter.runs.usage import HOUR, REVISED, UsageAccount, summed
 
 if TYPE_CHECKING:  # both are handed in

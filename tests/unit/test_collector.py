@@ -653,7 +653,7 @@ class SlowDisk(Ledger):
 def test_a_disk_that_hangs_costs_no_scrape_its_timeout_and_shows_what_is_durable(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "exporter.runs.threads")
+    caplog.set_level(logging.INFO, "exporter.runs.committer")
     modus = SimulatedModus(fleet={}, clock=Clock())
     modus.add_agent(ILL, "Any agent")
     ledger = SlowDisk(str(tmp_path / "state.db"), BOUNDS, lookback=86400, clock=modus.clock)

@@ -24,9 +24,10 @@ from exporter.metrics.snapshot import Snapshot
 from exporter.modus.client import ModusClient
 from exporter.modus.model import RunsPage
 from exporter.modus.response import Response
+from exporter.runs.committer import Committer
 from exporter.runs.ids import CountedIds
 from exporter.runs.store import read_state
-from exporter.runs.threads import Committer, KeptThreads
+from exporter.runs.threads import KeptThreads
 from tests.e2e.harness import wait_for
 from tests.simulation import Clock, Exporter, settings
 from tests.unit.test_ledger import a_run, ledger, reading
