@@ -104,7 +104,7 @@ def agent(number: int) -> AgentSnapshot:
         durations.observe(BOUNDS, value, Exemplar(f"wf_{number}_{n}:run_{n}", value, end))
     finished = {s: {t: rng.randrange(50) for t in TRIGGER_TYPES} for s in TERMINAL_STATUSES}
     totals = Totals(durations.created, durations, finished)
-    return AgentSnapshot(number, f"Agent {number}", True, {}, NOW, 0.1, totals=totals, durations=durations)
+    return AgentSnapshot(number, f"Agent {number}", True, {}, NOW, 0.1, totals=totals)
 
 
 def cpu(work: Callable[[], object]) -> float:
@@ -143,7 +143,7 @@ def costs() -> list[str]:
     """What the formats cost."""
     agents = [agent(number) for number in range(1, AGENTS + 1)]
     shown = Snapshot(agents, BOUNDS, True, 1.0, True, "bench", NOW)
-    native = [each.durations.native for each in agents if each.durations]
+    native = [each.totals.durations.native for each in agents if each.totals]
     buckets = sum(sys.getsizeof(each) + sys.getsizeof(each.observed) for each in native) / AGENTS
     return [
         cost("OpenMetrics", partial(exposition.write, openmetrics=True), shown),

@@ -27,8 +27,6 @@ class AgentSnapshot(msgspec.Struct, frozen=True, gc=False):
     counts: Mapping[str, int] | None = None  # None when the agent could not be read
     open_starts: Mapping[str, float] | None = None  # oldest start by status; None likewise
     totals: Totals | None = None  # None until all runs of the first sight have been read
-    durations: Histogram | None = None  # of completed runs; None likewise
-    missed: Mapping[str, int] = {}  # by reason; shown with the totals
     consecutive_failures: int | None = None
     last_end: Mapping[str, float] = {}  # newest end by terminal status
     last_start: float | None = None
@@ -102,8 +100,6 @@ def agent_snapshot(
         counts=outcome.counts if up and outcome else None,
         open_starts=_open_starts(state, now, skew) if up and state and state.opens_listed else None,
         totals=totals,
-        durations=totals.durations if totals else None,
-        missed=totals.missed if totals else {},
         consecutive_failures=len(state.totals.failures) if state and totals else None,
         last_end={status: min(end - skew, now) for status, end in state.totals.last_end.items()}
         if state

@@ -82,10 +82,8 @@ def _runs(agent: AgentSnapshot) -> list[Point]:
 
 
 def _durations(agent: AgentSnapshot) -> list[Point]:
-    durations = agent.durations
-    if agent.totals is None or durations is None:
-        return []
-    return [Point((), durations, durations.created)]
+    totals = agent.totals
+    return [] if totals is None else [Point((), totals.durations, totals.durations.created)]
 
 
 def _finished(agent: AgentSnapshot) -> list[Point]:
@@ -105,9 +103,10 @@ def _approval_timeouts(agent: AgentSnapshot) -> list[Point]:
 
 
 def _missed(agent: AgentSnapshot) -> list[Point]:
-    if agent.totals is None:
+    totals = agent.totals
+    if totals is None:
         return []
-    return [Point((reason,), agent.missed.get(reason, 0), agent.totals.created) for reason in MISSED]
+    return [Point((reason,), totals.missed.get(reason, 0), totals.created) for reason in MISSED]
 
 
 def _last_end(agent: AgentSnapshot) -> list[Point]:
@@ -164,7 +163,7 @@ TABLE = (
     Row("modus_agent_executions", "gauge", "Runs in all statuses as the API counts them.",
         per_agent=lambda a: _maybe((a.counts or {}).get(TOTAL_COUNT))),
     Row("modus_agent_run_duration_seconds", "histogram", "Durations of the completed runs, each run once.",
-        per_agent=_durations, source=lambda a: a.durations),
+        per_agent=_durations, source=lambda a: a.totals and a.totals.durations),
     Row("modus_agent_runs_finished_total", "counter",
         "Ended runs, each run once.", ("status", "trigger_type"),
         per_agent=_finished, source=lambda a: a.totals),

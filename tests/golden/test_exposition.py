@@ -20,12 +20,13 @@ BOUNDS = (1.0, 60.0)
 START = 1_790_000_000.0
 
 
-def totals() -> Totals:
+def totals(**missed: int) -> Totals:
     return Totals(
         created=START - 86400,
         durations=durations(),
         finished={"completed": {"schedule": 3, "api": 1}, "error": {"schedule": 0, "api": 2}},
         newest={"error": {"api": Exemplar("wf_7:b", 1.0, START - 60)}},
+        missed=missed,
         approval_timeouts=1,
     )
 
@@ -47,9 +48,7 @@ def healthy(name: str = "Invoice triage", agent_id: int = 42) -> AgentSnapshot:
         enabled=True,
         counts={"all_executions": 6, "running": 1, "awaiting_human": 0, "error": 2, "completed": 3},
         open_starts={"running": START - 120},
-        totals=totals(),
-        durations=durations(),
-        missed={"vanished": 1},
+        totals=totals(vanished=1),
         consecutive_failures=0,
         last_end={"completed": START - 30, "error": START - 90},
         last_start=START - 120,
@@ -70,7 +69,6 @@ def failed() -> AgentSnapshot:
         read_duration=0.0625,
         type="task",
         totals=totals(),
-        durations=durations(),
         consecutive_failures=2,
         last_end={"completed": START - 90, "error": START - 30},
         last_start=START - 120,
@@ -145,7 +143,7 @@ def test_a_documented_status_is_there_at_0_when_the_api_names_only_others(
 
 
 def test_every_read_error_and_every_reason_of_a_missed_run_is_there_at_0_from_the_start() -> None:
-    text = exposed(snapshot(msgspec.structs.replace(healthy(), missed={})), openmetrics=False).decode()
+    text = exposed(snapshot(msgspec.structs.replace(healthy(), totals=totals())), openmetrics=False).decode()
     for name, reasons in (("read_errors", REASONS), ("runs_missed", MISSED)):
         found = re.findall(rf'^modus_agent_{name}_total\{{agent_id="42",reason="(\w+)"\}} 0\.0$', text, re.M)
         assert tuple(found) == reasons

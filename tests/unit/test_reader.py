@@ -202,7 +202,7 @@ def test_an_open_run_from_before_the_lookback_that_cannot_be_read_is_missed() ->
     world.modus.start_run(AGENT, at=world.clock() - 2 * DAY, raw=b'{"id": "broken"}')
     world.history(450, apart=300)
     world.scrape()
-    assert world.agent.missed["malformed"] == 1
+    assert world.agent.totals.missed["malformed"] == 1
 
 
 def test_of_a_quiet_agent_the_open_lists_are_not_read_again(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_an_open_run_that_the_platform_removed_is_given_up_and_counted_as_missed
         world.scrape()
     assert world.agent.open_starts == {}
     assert finished(world.agent) == {"completed": 10, "error": 0, "cancelled": 0}
-    assert world.agent.missed["vanished"] == 1
+    assert world.agent.totals.missed["vanished"] == 1
 
 
 def test_an_open_run_that_is_not_where_its_start_says_is_found_and_not_missed(tmp_path: Path) -> None:
