@@ -7,13 +7,18 @@ the code; the values may come from anywhere.
 import json
 import logging
 import math
+import os
 import re
+import select
+import stat
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 LEVELS: dict[str, int] = {
     name: getattr(logging, name.upper()) for name in ("debug", "info", "warn", "warning", "error")
 }
+PATIENCE = 0.5  # seconds for who reads the log to make room for a line, before lines are lost
 _NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn"}
 
 
@@ -86,13 +91,38 @@ def _quoted(value: str | float | None) -> str:
 FORMATS = {"logfmt": LogfmtFormatter, "json": JsonFormatter}
 
 
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes lines, but for those that would wait for somebody who does not read: it says how many later."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self._lost = 0
+        self._pipe: select.poll | None = None  # None: it is no pipe or socket, writing to which may wait
+        with suppress(OSError, ValueError, AttributeError):  # there is none, or it was closed
+            mode = os.fstat(self.stream.fileno()).st_mode
+            if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+                self._pipe = select.poll()
+                self._pipe.register(self.stream.fileno(), select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's line, or count it as lost."""
+        if self._pipe and not self._pipe.poll(0 if self._lost else PATIENCE * 1000):
+            self._lost += 1
+            return
+        if self._lost:
+            lost = logging.LogRecord(__name__, logging.WARNING, "", 0, "nobody read the log", (), None)
+            lost.fields, self._lost = {"lines_lost": self._lost}, 0
+            super().emit(lost)
+        super().emit(record)
+
+
 def setup(level: str = "info", log_format: str = "logfmt", stream: TextIO | None = None) -> None:
     """Send every log record to `stream` (standard error by default), this package's from `level` on.
 
     `level` is a key of LEVELS, `log_format` one of FORMATS; KeyError for others. Libraries are heard from
     warning on only.
     """
-    handler = logging.StreamHandler(stream)
+    handler = LineHandler(stream)
     handler.setFormatter(FORMATS[log_format](stacks=level == "debug"))
     logging.basicConfig(level=max(LEVELS[level], logging.WARNING), handlers=[handler], force=True)
     logging.getLogger(__package__).setLevel(LEVELS[level])

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import bcrypt
@@ -33,6 +33,7 @@ from tests.e2e.harness import (
     config,
     ended,
     exporter,
+    free_port,
     get,
     of_a_scrape,
     wait_for,
@@ -392,6 +393,31 @@ def test_another_program_that_took_the_file_keeps_what_it_writes(tmp_path: Path)
     with closing(sqlite3.connect(path)) as again:
         assert again.execute("SELECT x FROM theirs").fetchall() == [(1,)]
     book.close()
+
+
+# --- the log ---
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_scrapes_nor_the_end(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):  # once it is full
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    address = f"127.0.0.1:{free_port()}"
+    file = config(tmp_path, modus.url, WELL)
+    command = [*COMMAND[:-1], address, "--config.file", str(file)]
+    environ = {**os.environ, "PYTHONPATH": ROOT}
+    with ended(subprocess.Popen(command, stderr=writer, env=environ, cwd=tmp_path)) as popen:
+        os.close(writer)
+        wait_for("it is ready", lambda: get(f"http://{address}/-/ready"))
+        assert completed(Scrape(get(f"http://{address}/metrics", {"Accept": OPENMETRICS}))) == 3
+        popen.terminate()
+        assert popen.wait(WITHIN) == 0
+    os.close(reader)
 
 
 # --- signals ---

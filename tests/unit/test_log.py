@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import re
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter import log as log_module
 from exporter.log import FORMATS, JsonFormatter, LogfmtFormatter, fields, setup
 
 NASTY = 'a "quoted" \\ value\nlevel=error msg=forged\r\x1b[31m\u2028\u202e\x85\x00 Zürich 東京'
@@ -231,3 +233,21 @@ def test_a_second_setup_replaces_the_first():
 def test_unknown_words_are_refused(arguments):
     with pytest.raises(KeyError):
         setup(*arguments)
+
+
+def test_a_pipe_that_nobody_reads_holds_nobody_up_and_what_was_lost_is_said(monkeypatch):
+    monkeypatch.setattr(log_module, "PATIENCE", 0.01)
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as read, open(writer, "w") as pipe:
+        setup(stream=pipe)
+        logger, text = logging.getLogger("exporter.test"), "x" * 1000
+        for number in range(500):
+            logger.info(text, extra=fields(number=number))
+        os.set_blocking(reader, False)
+        seen = b"".join(iter(lambda: read.read(65536), None)).decode().splitlines()
+        assert 10 < len(seen) < 500
+        assert [line.rpartition("number=")[2] for line in seen] == list(map(str, range(len(seen))))
+        logger.info("goes on")
+        lost, last = read.read(65536).decode().splitlines()
+    assert lost.endswith(f'level=warn msg="nobody read the log" lines_lost={500 - len(seen)}')
+    assert last.endswith('msg="goes on"')
