@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import logging
+import re
 import ssl
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -46,6 +47,10 @@ _CIPHERS = {  # those of Go's tls.CipherSuites, now or before 1.22 -> OpenSSL's 
     "TLS_RSA_WITH_AES_128_CBC_SHA": "AES128-SHA",
     "TLS_RSA_WITH_AES_256_CBC_SHA": "AES256-SHA",
 }
+# what a file says around its certificates is for people, and passed over as in Go
+_CERTIFICATE = re.compile(
+    r"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----[\s\w+/=]*-----END \1-----", re.ASCII
+)
 _HTTP2_CIPHERS = ("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256")
 _CLIENT_AUTH = {
     "NoClientCert": ssl.CERT_NONE,
@@ -234,7 +239,8 @@ def _set_client_auth(made: ssl.SSLContext, settings: Settings, directory: Path, 
 
 def _trust(made: ssl.SSLContext, authorities: str) -> None:
     made.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # also an intermediate one alone, as Go does
+    certificates = "\n".join(match[0] for match in _CERTIFICATE.finditer(authorities))
     try:
-        made.load_verify_locations(cadata=authorities)
+        made.load_verify_locations(cadata=certificates)
     except (ssl.SSLError, ValueError):
         raise YamlError(f"{_key('client_ca_file')}: no PEM certificate in it") from None

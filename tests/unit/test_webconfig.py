@@ -3,6 +3,7 @@
 GOOD and BAD have a file for each that the toolkit's own tests use, in our words.
 """
 
+import json
 import logging
 import os
 import pty
@@ -385,6 +386,24 @@ def test_the_authorities_may_be_inline(ca, write):
         assert site.get("/", tls=ca.client("good")).status == 200
         with pytest.raises(OSError, match=r"."):
             site.get("/", tls=ca.client())
+
+
+@pytest.mark.parametrize(
+    "around",
+    ["# Firma Müller, Zürich\n{}", "\ufeff{}", "{}# 終わり\n", "-----BEGIN CERTIFICATE-----\nMIIB\n\n{}"],
+    ids=["a comment before", "a byte order mark", "a comment behind", "half a certificate before"],
+)
+def test_what_stands_around_the_authorities_is_passed_over_as_in_go(ca, write, around):
+    ca.issue("good")
+    clients = ca.client("good"), ca.client()
+    commented = around.format(ca.file.read_text())
+    with running(config=write(TLS % f"{REQUIRED}, client_ca_file: ca.pem")) as site:
+        ca.file.write_text(commented, "utf-8")
+        assert site.get("/", tls=clients[0]).status == 200
+        with pytest.raises(OSError, match=r"."):
+            site.get("/", tls=clients[1])
+    inline = json.dumps(commented, ensure_ascii=False)
+    assert WebConfigFile(str(write(TLS % f"{REQUIRED}, client_ca: {inline}"))).current().tls.get_ca_certs()
 
 
 # --- ciphers and curves ---
