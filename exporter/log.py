@@ -11,8 +11,10 @@ import os
 import re
 import select
 import stat
+import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TextIO
 
 LEVELS: dict[str, int] = {
@@ -35,6 +37,13 @@ def one_line(text: object) -> str:
 def described(error: BaseException) -> str:
     """The class of an exception and its text, on one line."""
     return one_line(f"{type(error).__name__}: {error}")
+
+
+def placed(error: BaseException) -> str:
+    """The class of an exception and its place in the code, without its text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+    return f"{type(error).__name__} at {place}"
 
 
 class JsonFormatter(logging.Formatter):

@@ -19,6 +19,7 @@ MAX_BYTES = 1 << 20  # a file that lists 10,000 agents has a tenth of this
 _MAX_DEPTH = 20
 _TAG = "tag:yaml.org,2002:"
 _KEY = re.compile(r"[\w.-]{1,100}")
+_HALF = re.compile("[\ud800-\udfff]")  # of a pair of UTF-16: no text has it, but an escape can ask for it
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # `[${NAME}]`, a scalar that YAML does not know: private characters stand for the braces while PyYAML reads
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -187,6 +188,8 @@ def _harmless(quoted: re.Match[str]) -> str:
 
 def _ordinary_scalar(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     text = loader.construct_scalar(node)
+    if _HALF.search(text):
+        raise _problem("expected text of whole characters", node)
     return None if node.style is None and text in _NULL else text
 
 
@@ -227,7 +230,7 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
     def is_key(self, key: object) -> bool:
-        return isinstance(key, str)
+        return isinstance(key, str) and not _HALF.search(key)
 
 
 class _NarrowLoader(_Loader):

@@ -4,16 +4,14 @@ import http.client
 import re
 import socket
 import ssl
-import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import msgspec
 import requests
 import urllib3
 
-from exporter.log import one_line
+from exporter.log import one_line, placed
 from exporter.modus.secret import USUAL, Secret
 
 Reason = Literal[
@@ -82,9 +80,7 @@ class ApiError(Exception):
     @classmethod
     def internal(cls, error: Exception) -> "ApiError":
         """An exception of ours as one agent's error: one line, with the place in the code."""
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
-        return cls("internal", one_line(f"{type(error).__name__} at {place}: {error}")[:300])
+        return cls("internal", one_line(f"{placed(error)}: {error}")[:300])
 
     @property
     def line(self) -> str:

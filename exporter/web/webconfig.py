@@ -17,7 +17,7 @@ from typing import Any
 import bcrypt
 
 from exporter import yamlfile
-from exporter.log import fields
+from exporter.log import fields, placed
 from exporter.watch import Watched
 from exporter.web import tls
 from exporter.web.auth import BasicAuth
@@ -102,7 +102,7 @@ class WebConfigFile:
         self._config = _load(path, self._files, may_be_empty=True) if path else WebConfig()
 
     def current(self) -> WebConfig:
-        """The configuration for a request or connection that begins now."""
+        """The configuration for a request or connection that begins now; raises nothing."""
         if self._path and self._files.changed():
             try:
                 self._config = _load(self._path, self._files, may_be_empty=self._config == WebConfig())
@@ -135,6 +135,8 @@ def _load(path: str, files: Watched, *, may_be_empty: bool) -> WebConfig:
         )
     except YamlError as error:
         raise WebError(yamlfile.one_line(f"{path}: {error}")) from None
+    except Exception as error:  # a mistake of ours, of which the text may hold what the file holds
+        raise WebError(yamlfile.one_line(f"{path}: cannot be used: {placed(error)}")) from error
 
 
 def _read(path: str, files: Watched) -> bytes:

@@ -10,6 +10,7 @@ import bcrypt
 import pytest
 
 from exporter.web import auth as logins
+from exporter.web import webconfig
 from exporter.web.auth import BasicAuth
 from exporter.web.webconfig import WebConfigFile
 from tests.webfiles import HASH, TLS
@@ -227,3 +228,22 @@ def test_a_bad_file_is_logged_once_also_when_a_certificate_changes_with_it(ca, w
     assert [record.fields["error"] for record in caplog.records] == [
         f"{ca.directory / 'web.yml'}: line 1: expected the node content, but found '<stream end>'"
     ]
+
+
+def test_whatever_goes_wrong_with_a_new_file_the_old_one_stays_in_force_with_one_line(
+    write, caplog, monkeypatch
+):
+    def fail(users):
+        raise RuntimeError("a mistake of ours")
+
+    with running(config=write(f"basic_auth_users: {{alice: '{HASH}'}}")) as site, site.connect() as sock:
+        monkeypatch.setattr(webconfig, "_auth", fail)
+        write("basic_auth_users: {}")
+        awaited(lambda: caplog.records)  # whoever looks first: also when nobody asks
+        threading.Event().wait(1.5)
+        assert site.get("/").status == 401
+        assert site.get("/", Authorization=basic("alice", "secret")).status == 200
+        [record] = caplog.records
+        assert "RuntimeError at test_web_auth.py:" in record.fields["error"]
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 401 ")

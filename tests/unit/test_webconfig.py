@@ -87,6 +87,12 @@ BAD = [
     ("[", "line 1: expected the node content, but found '<stream end>'"),
     ("a: b: c", "line 1: mapping values are not allowed here"),
     ("\n\t- a", "line 2: found character '\\t' that cannot start any token"),
+    ('http_server_config: "\\ud800"', "line 1: expected text of whole characters"),
+    (f'basic_auth_users: {{"\\udfff": "{HASH}"}}', "line 1: expected a key like base_url"),
+    (
+        '\ntls_server_config: {cert: "\\ud83d\\ude00", key: x}',
+        "line 2: expected text of whole characters",
+    ),
     ("basic_auth_users: {alice: plain}", "basic_auth_users.alice: not a bcrypt hash"),
     ("basic_auth_users: {alice: }", "basic_auth_users[...]: expected text"),
     ("basic_auth_users: [alice]", "basic_auth_users: expected a mapping"),
@@ -301,8 +307,8 @@ PIECES = st.sampled_from(
     ["tls_server_config", "http_server_config", "rate_limit", "basic_auth_users", "headers", "interval",
      "cert", "alice", "x: ", ": ", ":", "- ", "\n", "\n  ", "[", "]", "{", "}", ", ", "'", '"', "&a ", "*a",
      "!!int ", "!!bool ", "!!binary ", "!!set ", "!!timestamp ", "!!map ", "!!null ", "!x ", "<<", "? ",
-     "%YAML 1.1\n", "--- ", "|", "\t", "1s", "\\UFFFFFFFF", "`", " - at `$.", "\ufeff", "\u2028", "true", "~",
-     "2026-11-24"]
+     "%YAML 1.1\n", "--- ", "|", "\t", "1s", "\\UFFFFFFFF", "\\ud800", "`", " - at `$.", "\ufeff", "\u2028",
+     "true", "~", "2026-11-24"]
 )  # fmt: skip
 
 
@@ -316,6 +322,19 @@ def test_any_file_is_a_configuration_or_one_line(tmp_path_factory, content):
     except WebError as error:
         line = str(error)
     assert line.isprintable()
+
+
+def test_a_mistake_of_ours_is_one_line_without_what_the_file_holds(write, monkeypatch):
+    def fail(users):
+        raise RuntimeError(f"no {users}")
+
+    monkeypatch.setattr(webconfig, "_auth", fail)
+    path = write(f"basic_auth_users: {{alice: '{HASH}'}}")
+    with pytest.raises(WebError) as caught:
+        WebConfigFile(str(path))
+    assert str(caught.value).startswith(f"{path}: cannot be used: RuntimeError at test_webconfig.py:")
+    assert HASH not in str(caught.value)
+    assert caught.value.exit_code == 2
 
 
 def test_a_file_that_repeats_itself_is_no_work(write):
