@@ -36,6 +36,7 @@ class Stream:
 
     async def handshake(self, tls: ssl.SSLContext) -> Mapping[str, Any] | None:
         """Speak TLS from now on; returns the client's certificate if it has a verified one."""
+        self._sock.getpeername()  # of a client that left already Python's ssl would lose the socket
         self._sock = tls.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
         await self._when_ready(self._sock.do_handshake)
         return self._sock.getpeercert()
@@ -73,8 +74,9 @@ class Stream:
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
+        if self._sock.fileno() >= 0:  # else it was lost, when a client left at that very instant
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
         if reset:
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -1,10 +1,12 @@
 """One connection: TLS, what is not HTTP, clients that take their time."""
 
 import contextlib
+import gc
 import http.client
 import logging
 import socket
 import ssl
+import struct
 import threading
 
 import pytest
@@ -208,6 +210,19 @@ def test_an_unfinished_tls_handshake_is_dropped(ca, write, monkeypatch):
     with running(config=write(TLS % "")) as site, socket.create_connection(("127.0.0.1", site.port)) as sock:
         sock.sendall(b"\x16\x03\x01")
         assert closed_by_peer(sock)
+
+
+@pytest.mark.parametrize("first", [b"", b"\x16\x03\x01"], ids=["at once", "in the middle"])
+def test_a_client_that_resets_instead_of_shaking_hands_leaves_no_line(ca, write, caplog, first):
+    """As health checks of load balancers do, every few seconds."""
+    with running(config=write(TLS % "")) as site:
+        for _ in range(50):
+            with site.connect() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.sendall(first)
+        assert site.get("/", tls=ca.client()).status == 200
+        gc.collect()  # tells of tasks of which nobody saw how they ended
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 # --- the end of a handshake, and of a configuration ---
