@@ -53,6 +53,7 @@ class Running:
 
     server: Server
     port: int
+    places: Places
     reloads: list[int] = field(default_factory=list)  # one entry per reload
 
     def connect(self, source="127.0.0.1") -> socket.socket:
@@ -124,7 +125,7 @@ def running(
         web_config=web_config,
     )
     listener = listen(Address("127.0.0.1", 0))
-    site = Running(Server(handler, web_config, reloads, places), listener.getsockname()[1])
+    site = Running(Server(handler, web_config, reloads, places), listener.getsockname()[1], places)
     thread = threading.Thread(target=site.server.run, args=[[listener]])
     thread.start()
     try:

@@ -149,7 +149,7 @@ class Connection:
         return event if isinstance(event, h11.Request) else None
 
     async def _answered(self, request: Request) -> Response:
-        """What the handler says, given up when the client leaves or sends nonsense meanwhile."""
+        """What the handler says, given up when the client resets or sends nonsense meanwhile."""
         self.answering = True
         answer = asyncio.ensure_future(self._handler(request))
         watch = asyncio.ensure_future(self._watch())
@@ -167,18 +167,19 @@ class Connection:
                 watch.exception()  # seen, if it came too late to matter
 
     async def _watch(self) -> None:
-        """Ignore what the client sends during its answer; returns at a further request, or at too much."""
+        """Ignore what the client sends during its answer; returns at a further request, or at too much.
+
+        Also when it sends no more: it may still read, and whether it left shows when something is sent.
+        """
         ignored = 0
         while ignored < MAX_IGNORED_BYTES:
             event = self._http.next_event()
-            if event is h11.PAUSED:
+            if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                 return
             if event is h11.NEED_DATA:
                 data = await self._stream.receive()
                 self._http.receive_data(data)
                 ignored += len(data)
-            elif isinstance(event, h11.ConnectionClosed):
-                raise ConnectionAbortedError("the client left")
 
     async def _send(self, response: Response, method: bytes, *, last: bool) -> None:
         self.since = self._loop.time()

@@ -14,7 +14,7 @@ import pytest
 from exporter.web import connection, server
 from exporter.web.webconfig import WebConfigFile
 from tests.webfiles import HASH, TLS, Authority
-from tests.webserver import closed_by_peer, exchange, exposition, running
+from tests.webserver import awaited, closed_by_peer, exchange, exposition, running
 
 
 @pytest.fixture(scope="module")
@@ -362,3 +362,65 @@ def test_requests_in_one_piece_are_answered_one_after_the_other(site):
 def test_the_answer_to_an_upload_survives_what_is_still_on_its_way(site):
     head = b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
     assert exchange(site.port, head + b"x" * 1_000_000).startswith(b"HTTP/1.1 405 ")
+
+
+@pytest.mark.parametrize("path", ["/-/healthy", "/metrics", "/"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_who_says_that_nothing_more_comes_is_answered_all_the_same(site, path, version):
+    """As `nc -N` does; Go answers too."""
+    with site.connect() as sock:
+        sock.sendall(f"GET {path} HTTP/{version}\r\nHost: x\r\n\r\n".encode())
+        sock.shutdown(socket.SHUT_WR)
+        assert answered(sock) == 200
+        assert closed_by_peer(sock)
+
+
+def test_who_says_so_while_his_scrape_is_at_work_gets_it():
+    entered, release = threading.Event(), threading.Event()
+
+    def scrape(timeout, form):
+        entered.set()
+        release.wait(20)
+        return [exposition(form)]
+
+    with running(scrape=scrape) as site, site.connect() as sock:
+        sock.sendall(KEEP.replace(b"/", b"/metrics", 1))
+        assert entered.wait(10)
+        sock.shutdown(socket.SHUT_WR)
+        assert not closed_by_peer(sock, seconds=0.2)
+        release.set()
+        assert answered(sock) == 200
+        assert closed_by_peer(sock)
+
+
+def test_all_requests_before_the_end_are_answered(site):
+    with site.connect() as sock:
+        sock.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: sock.recv(4096), b""))
+    assert answer.count(b"modus-exporter is healthy.\n") == 3
+
+
+def test_half_a_body_before_the_end_is_no_request(site):
+    with site.connect() as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+        sock.shutdown(socket.SHUT_WR)
+        assert closed_by_peer(sock)
+    assert site.get("/").status == 200
+
+
+def test_who_has_left_is_sent_nothing_for_long():
+    """Leaving looks like saying that nothing more comes until something is sent."""
+    entered, release = threading.Event(), threading.Event()
+
+    def scrape(timeout, form):
+        entered.set()
+        release.wait(20)
+        return [b"#" * 999 + b"\n"] * 20_000
+
+    with running(scrape=scrape) as site:
+        with site.connect() as sock:
+            sock.sendall(KEEP.replace(b"/", b"/metrics", 1))
+            assert entered.wait(10)
+        release.set()
+        awaited(lambda: not list(site.places), seconds=5)  # far less than who takes his answer slowly may

@@ -5,6 +5,7 @@ import os
 import re
 import select
 import socket
+import struct
 import threading
 import time
 
@@ -197,7 +198,8 @@ def test_who_leaves_while_he_waits_for_a_place_costs_no_scrape(held, monkeypatch
     with running(scrape=scrape) as site, contextlib.ExitStack() as stack:
         first, second = asks(site, stack, 100), asks(site, stack, 100)
         assert site.get("/-/healthy").status == 200
-        second.close()
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        second.close()  # without it, that might only say that nothing more comes
         assert site.get("/-/healthy").status == 200
         release.set()
         assert closed_by_peer(first)
