@@ -77,7 +77,7 @@ class WebConfig:
     """What the file asks for; with no file: plain HTTP for everybody, as often as they like."""
 
     tls: ssl.SSLContext | None = None
-    allowed_sans: frozenset[str] = frozenset()
+    allowed_sans: frozenset[str] | None = None  # an empty one lets nobody in
     headers: Mapping[str, str] = field(default_factory=dict)
     auth: BasicAuth | None = None
     rate_limit: RateLimit | None = None
@@ -85,7 +85,7 @@ class WebConfig:
     def admits(self, certificate: Mapping[str, Any] | None) -> bool:
         """Whether a verified client certificate (as `SSLSocket.getpeercert` has it) is on the list."""
         names = {tls.san(value) for _, value in (certificate or {}).get("subjectAltName", ())}
-        return not self.allowed_sans or bool(names & self.allowed_sans)
+        return self.allowed_sans is None or bool(names & self.allowed_sans)
 
 
 class WebConfigFile:
@@ -126,9 +126,10 @@ def _load(path: str, files: Watched, *, may_be_empty: bool) -> WebConfig:
             context = tls.context(settings, Path(path).parent, files, http2=http2)
         else:
             context = None
+        sans = settings.client_allowed_sans if settings else None
         return WebConfig(
             tls=context,
-            allowed_sans=frozenset(map(tls.san, (settings and settings.client_allowed_sans) or ())),
+            allowed_sans=None if sans is None else frozenset(map(tls.san, sans)),
             headers=_headers((file.http_server_config and file.http_server_config.headers) or {}),
             auth=_auth(file.basic_auth_users or {}),
             rate_limit=_rate_limit(file.rate_limit),

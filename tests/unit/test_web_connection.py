@@ -121,11 +121,20 @@ def test_client_certificates(ca, write, tmp_path, kind, certificate, served):
                 site.get("/", tls=client)
 
 
-@pytest.mark.parametrize(("allowed", "served"), [("good", True), ("0:0:0:0:0:0:0:1", True), ("other", False)])
+@pytest.mark.parametrize(
+    ("allowed", "served"),
+    [
+        ("['good']", True),
+        ("['0:0:0:0:0:0:0:1']", True),
+        ("['other']", False),
+        ("[]", False),  # nobody, as in the toolkit
+        ("", True),  # no list
+    ],
+)
 def test_only_clients_with_an_allowed_name_are_let_in(ca, write, allowed, served):
     ca.issue("good")
     options = ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem"
-    options += f", client_allowed_sans: ['{allowed}']"
+    options += f", client_allowed_sans: {allowed}"
     with running(config=write(TLS % options)) as site:
         if served:
             assert site.get("/", tls=ca.client("good")).status == 200
