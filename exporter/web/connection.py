@@ -15,7 +15,7 @@ import h11
 
 from exporter.web.log import log_failure
 from exporter.web.messages import Handler, Request, Response
-from exporter.web.stream import CHUNK_BYTES, Stream
+from exporter.web.stream import CHUNK_BYTES, NotTLSError, Stream
 from exporter.web.webconfig import WebConfigFile
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -26,6 +26,7 @@ IDLE_SECONDS = 75.0  # between requests: longer than the usual scrape interval o
 FINISH_SECONDS = 2.0  # for the client to read the last answer and close
 
 CONTENT_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_WANTS_TLS = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"  # as in Go
 SECURITY_HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": CONTENT_POLICY,
     "Referrer-Policy": "no-referrer",
@@ -103,6 +104,10 @@ class Connection:
             async with asyncio.timeout(REQUEST_SECONDS):
                 certificate = await self._stream.handshake(self.config.tls)
         except TimeoutError:
+            return False
+        except NotTLSError:
+            await self._stream.send(_WANTS_TLS)
+            await self._finish()
             return False
         except OSError:
             await self._finish()  # the alert that says why is on its way

@@ -22,6 +22,10 @@ _RESET = struct.pack(
 )  # SO_LINGER on, no seconds: what was not taken yet is dropped with the socket
 
 
+class NotTLSError(Exception):
+    """A client spoke HTTP where TLS was expected."""
+
+
 class Stream:
     """The server's side of a connection; for one coroutine at a time. Every method may raise OSError."""
 
@@ -35,10 +39,20 @@ class Stream:
         self.taken: int | None = None  # bytes since the client first let us wait in `send`, None until then
 
     async def handshake(self, tls: ssl.SSLContext) -> Mapping[str, Any] | None:
-        """Speak TLS from now on; returns the client's certificate if it has a verified one."""
+        """Speak TLS from now on; returns the client's certificate if it has a verified one.
+
+        Raises NotTLSError, and goes on without TLS, when it is HTTP that the client speaks.
+        """
         self._sock.getpeername()  # of a client that left already Python's ssl would lose the socket
         self._sock = tls.wrap_socket(self._sock, server_side=True, do_handshake_on_connect=False)
-        await self._when_ready(self._sock.do_handshake)
+        try:
+            await self._when_ready(self._sock.do_handshake)
+        except ssl.SSLError as error:
+            if error.reason != "HTTP_REQUEST":
+                raise
+            self._sock = socket.socket(fileno=self._sock.detach())
+            self._sock.setblocking(False)
+            raise NotTLSError from None
         return self._sock.getpeercert()
 
     async def receive(self) -> bytes:

@@ -29,8 +29,7 @@ def site():
 def test_tls_serves_https_only(ca, write):
     with running(config=write(TLS % "")) as site:
         assert site.get("/metrics", tls=ca.client()).status == 200
-        with pytest.raises(OSError, match=r"."):
-            site.get("/metrics")
+        assert site.get("/metrics").status == 400
 
 
 def test_a_renewed_certificate_is_used_for_new_connections(ca, write):
@@ -219,6 +218,20 @@ def test_an_unfinished_tls_handshake_is_dropped(ca, write, monkeypatch):
     with running(config=write(TLS % "")) as site, socket.create_connection(("127.0.0.1", site.port)) as sock:
         sock.sendall(b"\x16\x03\x01")
         assert closed_by_peer(sock)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT"])
+@pytest.mark.parametrize("size", [0, 8_000])
+def test_who_speaks_http_to_the_port_with_tls_is_told_so_as_in_go(ca, write, method, size):
+    with running(config=write(TLS % "")) as site:
+        request = f"{method} /metrics HTTP/1.1\r\nHost: x\r\nX: {'x' * size}\r\n\r\n"
+        assert exchange(site.port, request.encode()) == (
+            b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+        )
+        with site.connect() as sock:
+            sock.sendall(b"nonsense\r\n")
+            assert closed_by_peer(sock)
+        assert site.get("/", tls=ca.client()).status == 200
 
 
 @pytest.mark.parametrize("first", [b"", b"\x16\x03\x01"], ids=["at once", "in the middle"])
