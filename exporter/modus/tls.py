@@ -40,18 +40,20 @@ class Trust:
         self._paths, self._socket_class = paths, socket_class
         self._lock = threading.Lock()
         self._watched = Watched(list(paths))  # before reading: a change in between shows next time
+        self._refusal = ""  # what was said last
         self._context = self._load()
 
     def context(self) -> ssl.SSLContext:
         """The context of now: for each new connection, while open ones keep theirs."""
         with self._lock:
-            if self._watched.changed():
+            if (changed := self._watched.changed()) or self._watched.due():
                 try:
                     self._context = self._load()
                 except ApiError as error:
-                    log.error(
-                        "the CA certificates in use stay", extra=fields(error=str(error), hint=error.hint)
-                    )
+                    if changed or str(error) != self._refusal:
+                        told = fields(error=str(error), hint=error.hint)
+                        log.error("the CA certificates in use stay", extra=told)
+                    self._refusal = str(error)
                 else:
                     log.info("CA certificates read again", extra=fields(files=" ".join(self._paths)))
             return self._context
@@ -69,6 +71,8 @@ class Trust:
                 context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
             except (OSError, ValueError) as exc:
                 system = None if isinstance(exc, ssl.SSLError) else getattr(exc, "strerror", None)
+                if system:
+                    self._watched.look_again()
                 what = f"cannot read the CA bundle {path}: {system or 'it holds no certificate in PEM'}"
                 raise ApiError("connection", what, hint=f"check {name}") from None
         return context

@@ -109,9 +109,9 @@ def context(settings: Settings, directory: Path, files: Watched, *, http2: bool)
         names = " or ".join(_HTTP2_CIPHERS)
         how = f"name {names}, or set http_server_config.http2 to false"
         raise YamlError(f"{_key('cipher_suites')}: none that HTTP/2 needs: {how}")
-    _set_curve(made, settings.curve_preferences or [])
     _load_pair(made, settings, directory, files)
     _set_client_auth(made, settings, directory, files)
+    _set_curve(made, settings.curve_preferences or [])
     return made
 
 
@@ -173,9 +173,12 @@ def _load_pair(made: ssl.SSLContext, settings: Settings, directory: Path, files:
         key = _pem_path("key", settings.key, settings.key_file, directory, files, stack)
         try:
             made.load_cert_chain(certificate, key, password=lambda: "")  # never ask at the terminal
-        except (OSError, ValueError) as error:
+        except (ssl.SSLError, ValueError) as error:
             reason = getattr(error, "reason", None) or "not PEM, or the key is encrypted"
             raise YamlError(f"tls_server_config: certificate and key do not load: {reason}") from None
+        except OSError as error:
+            files.look_again()
+            raise YamlError(f"tls_server_config: certificate and key do not load: {error.strerror}") from None
 
 
 def _pem_path(
@@ -197,6 +200,7 @@ def _pem_path(
         copy.write((inline or "").encode())
         copy.flush()
     except OSError as error:
+        files.look_again()
         how = f"set TMPDIR, or give {name}_file"
         raise YamlError(f"{_key(name)}: no temporary file for it: {error.strerror}; {how}") from None
     return copy.name

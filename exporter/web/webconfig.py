@@ -99,16 +99,19 @@ class WebConfigFile:
     def __init__(self, path: str | None) -> None:
         self._path = path
         self._files = Watched()
+        self._refusal = ""  # what was said last
         self._config = _load(path, self._files, may_be_empty=True) if path else WebConfig()
 
     def current(self) -> WebConfig:
         """The configuration for a request or connection that begins now; raises nothing."""
-        if self._path and self._files.changed():
+        if self._path and ((changed := self._files.changed()) or self._files.due()):
             try:
                 self._config = _load(self._path, self._files, may_be_empty=self._config == WebConfig())
                 log.info("web configuration read again", extra=fields(file=self._path))
             except WebError as error:
-                log.error("web configuration refused, last one kept", extra=fields(error=str(error)))
+                if changed or str(error) != self._refusal:
+                    log.error("web configuration refused, last one kept", extra=fields(error=str(error)))
+                self._refusal = str(error)
         return self._config
 
 

@@ -1,6 +1,7 @@
-"""What a program has to do without: threads that the system refuses, a disk that answers, or has room."""
+"""What a program has to do without: threads, file descriptors, a disk that answers, or has room."""
 
 import os
+import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -52,6 +53,17 @@ def few_threads(directory: Path, limit: int, root: str) -> dict[str, str]:
     directory.mkdir(exist_ok=True)
     (directory / "sitecustomize.py").write_text(THREADS.format(limit=limit))
     return {"PYTHONPATH": f"{directory}:{root}"}
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open nothing meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @contextmanager

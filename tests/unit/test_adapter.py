@@ -18,13 +18,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from exporter import watch
 from exporter.deadline import Deadline
 from exporter.modus.adapter import ModusAdapter
 from exporter.modus.body import LARGE, PIECE
 from exporter.modus.client import ModusClient
 from exporter.modus.errors import ApiError
 from exporter.modus.exchange import Exchange, PatientSocket
+from exporter.modus.tls import Trust
 from tests.e2e.harness import free_port
+from tests.e2e.scarce import no_descriptors
 from tests.wire import Peer, Wire, answering, counted, failure, forget_environment, page, response
 
 TOKEN = "modus_pat_org_prefix_secret"  # noqa: S105
@@ -470,6 +473,25 @@ def test_a_ca_file_that_goes_bad_leaves_the_one_in_force_with_one_line(
     file.unlink()
     ask(client)
     assert [record.getMessage() for record in caplog.records] == ["the CA certificates in use stay"] * 2
+
+
+def test_a_ca_file_that_changed_when_descriptors_were_out_is_read_a_while_later(
+    company, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.2)
+    file = tmp_path / "ca.pem"
+    file.write_bytes(company.file.read_bytes())
+    trust = Trust({str(file): "modus.ca_file"}, ssl.SSLSocket)
+    before = trust.context()
+    file.write_bytes(company.file.read_bytes() + b"\n")
+    with no_descriptors():
+        assert trust.context() is before
+        time.sleep(0.3)
+        assert [trust.context() for _ in range(3)] == [before] * 3
+    time.sleep(0.3)
+    assert trust.context() is not before
+    assert [record.getMessage() for record in caplog.records] == ["the CA certificates in use stay"]
+    assert "Too many open files" in caplog.records[0].fields["error"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
+from exporter import watch
 from exporter.watch import Watched
+from tests.e2e.scarce import no_descriptors
 
 
 @pytest.fixture
@@ -79,6 +81,27 @@ def test_what_could_not_be_read_is_watched_too(tmp_path):
         watched.read(str(tmp_path / "later"))
     (tmp_path / "later").touch()
     assert watched.changed()
+
+
+def test_what_could_not_be_read_is_due_again_after_a_while(file, monkeypatch):
+    watched = Watched([str(file)])
+    assert not watched.due()
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        watched.read(str(file))
+    assert not watched.changed()
+    assert not watched.due()
+    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.0)
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        watched.read(str(file))
+    assert [watched.due(), watched.due()] == [True, False]
+
+
+def test_what_changed_meanwhile_is_not_due_as_well(file, monkeypatch):
+    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.0)
+    watched = Watched([str(file)])
+    watched.look_again()
+    file.write_bytes(b"other")
+    assert [watched.changed(), watched.due()] == [True, False]
 
 
 def test_any_of_several_files_counts(file, tmp_path):

@@ -8,11 +8,14 @@ import socket
 import ssl
 import struct
 import threading
+import time
 
 import pytest
 
+from exporter import watch
 from exporter.web import connection, server
 from exporter.web.webconfig import WebConfigFile
+from tests.e2e.scarce import no_descriptors
 from tests.webfiles import HASH, TLS, Authority
 from tests.webserver import awaited, closed_by_peer, exchange, exposition, running
 
@@ -46,6 +49,27 @@ def test_a_renewed_certificate_is_used_for_new_connections(ca, write):
         assert serial() == renewed != before
         (ca.directory / "server.key").write_text("broken")
         assert serial() == renewed
+
+
+def test_a_certificate_that_was_renewed_when_descriptors_were_out_is_used_a_while_later(
+    ca, write, monkeypatch, caplog
+):
+    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.2)
+    file = WebConfigFile(str(write(TLS % ", curve_preferences: [CurveP256, CurveP384]")))
+    before = file.current()
+    caplog.clear()
+    ca.issue("server")
+    with no_descriptors():
+        assert file.current() is before
+        time.sleep(0.3)
+        assert [file.current() for _ in range(3)] == [before] * 3
+    assert file.current() is before  # not asked all the time
+    time.sleep(0.3)
+    assert file.current() is not before
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "web configuration refused, last one kept",
+        "only one of the curves is used: Python's ssl takes one",
+    ]
 
 
 def test_certificate_and_key_may_be_inline(ca, write):
