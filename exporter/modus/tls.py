@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import certifi
@@ -13,7 +16,9 @@ from exporter.log import fields
 from exporter.modus.errors import ApiError
 from exporter.watch import Watched
 
+MAX_WATCHED = 1000  # certificates of a directory: a look at them costs each new connection a millisecond
 VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # a file or a directory, before those of OpenSSL
+_HASHED = re.compile("[0-9a-f]{8}\\.[0-9]+")  # as `openssl rehash` names them
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,6 @@ class Trust:
     def __init__(self, paths: Mapping[str, str], socket_class: type[ssl.SSLSocket]) -> None:
         self._paths, self._socket_class = paths, socket_class
         self._lock = threading.Lock()
-        self._watched = Watched(list(paths))  # before reading: a change in between shows next time
         self._refusal = ""  # what was said last
         self._context = self._load()
 
@@ -59,6 +63,7 @@ class Trust:
             return self._context
 
     def _load(self) -> ssl.SSLContext:
+        self._watched = Watched(_with_entries(self._paths))  # before reading: a change in between shows
         context = _Context(ssl.PROTOCOL_TLS_CLIENT)
         context.sslsocket_class = self._socket_class
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -76,6 +81,15 @@ class Trust:
                 what = f"cannot read the CA bundle {path}: {system or 'it holds no certificate in PEM'}"
                 raise ApiError("connection", what, hint=f"check {name}") from None
         return context
+
+
+def _with_entries(paths: Iterable[str]) -> Iterator[str]:
+    """The paths, and of directories what OpenSSL reads in them: overwriting that leaves them as they were."""
+    for path in paths:
+        yield path
+        with suppress(OSError), os.scandir(path) as entries:  # a file, or nothing there
+            certificates = (entry.path for entry in entries if _HASHED.fullmatch(entry.name))
+            yield from islice(certificates, MAX_WATCHED)
 
 
 class _Context(ssl.SSLContext):

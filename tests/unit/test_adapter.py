@@ -403,6 +403,30 @@ def test_a_folder_of_ca_certificates_is_trusted(api, company, server_tls, monkey
     ask(api.connect(wire.url))
 
 
+@pytest.mark.parametrize("linked", [False, True], ids=["the file itself", "what a link leads to"])
+def test_a_certificate_of_the_folder_that_is_replaced_counts_for_new_connections(
+    api, company, server_tls, tmp_path, linked
+):
+    def script(peer):  # one answer per connection
+        peer.request()
+        peer.send(response(page(), Connection="close"))
+
+    for name in ("other", "certificates"):
+        (tmp_path / name).mkdir()
+    other = Authority(tmp_path / "other")
+    file = tmp_path / "certificates" / hashed_name(company)
+    if linked:
+        file.symlink_to(tmp_path / "company.pem")
+    file.write_bytes(company.file.read_bytes())
+    wire = api.serve(script=script, tls=server_tls)
+    client = api.connect(wire.url, ca_file=str(file.parent))
+    ask(client)
+    file.write_bytes(other.file.read_bytes())
+    assert "certificate not accepted" in str(error_of(client))
+    file.write_bytes(company.file.read_bytes())
+    ask(client)
+
+
 def hashed_name(company: Authority) -> str:
     """The file name under which OpenSSL looks for a CA: a hash of its subject in canonical form."""
     import hashlib
