@@ -11,7 +11,7 @@ RUN python3 -m venv --without-pip /opt/modus-exporter \
 COPY exporter ./exporter
 # -I: nothing is imported from the working directory, which is writable
 RUN cp -r exporter "$(/opt/modus-exporter/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-    && printf '%s\n' '#!/opt/modus-exporter/bin/python -I' 'from exporter.cli import run' 'run()' >/opt/modus-exporter/bin/modus-exporter \
+    && printf '%s\n' '#!/opt/modus-exporter/bin/python -I' 'from exporter.__main__ import run' 'run()' >/opt/modus-exporter/bin/modus-exporter \
     && chmod 755 /opt/modus-exporter/bin/modus-exporter \
     && /opt/modus-exporter/bin/python -m compileall -q /opt/modus-exporter
 

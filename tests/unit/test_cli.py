@@ -394,6 +394,36 @@ def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
     release.set()
 
 
+LOADING = """
+import os, runpy, signal, sys
+class Loading:
+    def find_spec(self, name, *_):
+        if name == "exporter.cli":
+            os.kill(os.getpid(), signal.{name})
+sys.meta_path.insert(0, Loading())
+sys.argv = ["modus-exporter", "--version"]
+{start}
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "runpy.run_module('exporter', run_name='__main__', alter_sys=True)",
+        "from exporter.__main__ import run; run()",
+    ],
+    ids=["module", "script"],
+)
+@pytest.mark.parametrize(("name", "goes_on"), [("SIGHUP", True), ("SIGTERM", False), ("SIGINT", False)])
+def test_a_signal_while_the_modules_load_is_as_one_before_it_listens(
+    name: str, goes_on: bool, start: str
+) -> None:
+    program = LOADING.format(name=name, start=start)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("modus-exporter 0") is goes_on
+
+
 HALF_MADE = """
 import os, signal, sys
 from exporter import cli

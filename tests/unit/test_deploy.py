@@ -212,7 +212,7 @@ def test_the_systemd_unit_starts_the_command_with_flags_that_exist() -> None:
     [command] = setting("ExecStart")
     program, *arguments = shlex.split(command)
     assert Path(program).name in re.findall(
-        r'^([\w-]+) = "exporter.cli:run"', (ROOT / "pyproject.toml").read_text(), re.M
+        r'^([\w-]+) = "exporter.__main__:run"', (ROOT / "pyproject.toml").read_text(), re.M
     )
     assert arguments
     assert flags(arguments) <= FLAGS
