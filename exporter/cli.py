@@ -165,6 +165,12 @@ def _read_config(path: str | None) -> Config:
     return load(path or CONFIG_FILE, os.environ)
 
 
+def _refuse_a_pipe(path: str) -> None:
+    """Raise ConfigError for what a reload would wait for, perhaps for ever, and all later ones with it."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"{path}: cannot read the file: it is not a regular file")
+
+
 def _run(args: argparse.Namespace, stack: ExitStack) -> int:
     # what the flags say is judged before anything is opened
     site = Site.of(args.web_telemetry_path, args.web_external_url, args.web_route_prefix)
@@ -186,9 +192,13 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
     for listener in opened:
         stack.enter_context(listener)
     read = iter((config,))  # once is enough, and more than a pipe can give
-    app = App(
-        lambda: next(read, None) or read_config(), shard=shard, reset_histogram=args.state_reset_histogram
-    )
+
+    def current_config() -> Config:
+        if (first := next(read, None)) is None and not args.demo:
+            _refuse_a_pipe(args.config_file or CONFIG_FILE)
+        return first or read_config()
+
+    app = App(current_config, shard=shard, reset_histogram=args.state_reset_histogram)
     stack.callback(app.close)
     app.log_start()
     app.greet()

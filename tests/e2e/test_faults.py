@@ -607,6 +607,25 @@ def test_a_reload_does_not_break_the_silence_that_the_api_asked_for(
         assert len(modus.requests) == 1
 
 
+def test_a_pipe_in_place_of_the_file_is_refused_by_a_reload_and_holds_up_no_later_one(
+    modus: SimulatedModus, tmp_path: Path
+) -> None:
+    file = config(tmp_path, modus.url, WELL)
+    kept = file.rename(tmp_path / "kept.yaml")
+    file.symlink_to(kept)
+    with exporter(tmp_path, "--config.file", str(file), "--web.enable-lifecycle") as running:
+        reload = f"{running.url}/-/reload"
+        os.mkfifo(tmp_path / "pipe")
+        swap(file, tmp_path / "pipe")
+        for _ in range(2):
+            answer = requests.post(reload, timeout=30)
+            assert answer.status_code == 500
+            assert "config.yaml: cannot read the file: it is not a regular file" in answer.text
+        swap(file, kept)
+        requests.post(reload, timeout=30).raise_for_status()
+        assert reloaded(running.scrape())[0] == 1
+
+
 # --- secrets ---
 
 
