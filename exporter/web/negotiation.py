@@ -12,6 +12,7 @@ _PART = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _PIECE = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+')
 _PROTO = "io.prometheus.client.MetricFamily"
 _ESCAPING = ("allow-utf-8", "underscores", "dots", "values")
+_WEIGHT = re.compile(r"\d+\.?\d*|\.\d+", re.ASCII)
 _NUMBER = re.compile(r"\+?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -25,7 +26,7 @@ def _preferences(header: str) -> list[tuple[float, str, dict[str, str]]]:
             for key, _, value in (piece.partition("=") for piece in rest)
         }
         weight = parameters.get("q", "1")
-        parts.append((float(weight) if re.fullmatch(r"[01](\.\d{0,3})?", weight) else 1.0, name, parameters))
+        parts.append((min(float(weight), 1.0) if _WEIGHT.fullmatch(weight) else 1.0, name, parameters))
     return sorted(parts, key=lambda part: -part[0])
 
 

@@ -68,6 +68,8 @@ def site():
         ("application/openmetrics-text;version=9.0.0,text/plain;version=0.0.4;q=0.5", TEXT),
         ("application/openmetrics-text;q=0", TEXT),
         ("application/openmetrics-text;q=0.1,text/plain;q=0.9", TEXT),
+        ("application/openmetrics-text;q=.9,text/plain;q=.95", TEXT),
+        ("application/openmetrics-text;q=0.00001,text/plain;q=0.00002", TEXT),
         (
             "text/plain;version=1.0.0;escaping=underscores",
             f"{TEXT.replace('0.0.4', '1.0.0')}; escaping=underscores",
@@ -124,6 +126,13 @@ def test_protobuf_is_for_those_who_name_the_message_and_want_nothing_better(acce
         ("deflate, GZIP;q=0.5", True),
         ("gzip;q=0", False),
         ("gzip;q=0.000, *", False),
+        ("gzip;q=0.0000", False),
+        ("gzip;q=00", False),
+        ("gzip;q=.0", False),
+        ("gzip;q=0.", False),
+        ("gzip;q=1.00001", True),
+        ("gzip;q=.", True),  # no number: as none
+        ("gzip;q=\u0660", True),
         ("*;q=0.1", True),
         ("identity", False),
         ("gzipped", False),
