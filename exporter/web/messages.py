@@ -43,3 +43,8 @@ class HTTPError(Exception):
 def too_busy() -> HTTPError:
     """The 503 for whoever finds all places taken."""
     return HTTPError(text("too many requests at once\n", 503, Retry_After="1"))
+
+
+def too_late() -> HTTPError:
+    """The 503 for whoever has no time left when his turn comes."""
+    return HTTPError(text("the time for the scrape was over before it began\n", 503, Retry_After="1"))

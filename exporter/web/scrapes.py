@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from exporter.waits import Waits
 from exporter.web.executor import BoundedExecutor
-from exporter.web.messages import too_busy
+from exporter.web.messages import too_busy, too_late
 from exporter.web.negotiation import Format
 
 Exposition = tuple[Hashable, Iterable[bytes]]  # a key, equal for scrapes that are the same, and the pieces
@@ -64,7 +64,10 @@ class Scrapes:
         self._texts: dict[Hashable, asyncio.Future[bytes]] = {}  # what is being written, by scrape and kind
 
     async def body(self, kind: Kind, client: str) -> bytes:
-        """The exposition that `client` asks for, or what `scrape` raises; HTTPError (503) if too many ask."""
+        """The exposition that `client` asks for, or what `scrape` raises.
+
+        HTTPError (503) if too many ask, or if no time is left.
+        """
         flight = self._join(kind, client) or self._depart(kind, client)
         flight.callers += 1
         try:
@@ -113,7 +116,7 @@ class Scrapes:
         def read() -> Waits[Exposition]:
             allowed = self._default_timeout() if kind.timeout is None else kind.timeout
             if (timeout := allowed - (now() - flight.asked)) <= 0:
-                raise too_busy()
+                raise too_late()
             return (yield from self._scrape(timeout, kind.form))
 
         key, pieces = await self._steps.run_waits(read())

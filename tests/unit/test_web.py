@@ -201,6 +201,11 @@ def test_the_scrapers_timeout_reaches_the_scrape():
     assert seen == [pytest.approx(seconds, abs=1) for seconds in (7.5, DEFAULT_TIMEOUT, 300)]
 
 
+def test_a_timeout_that_leaves_no_time_is_told_so(site):
+    answer = site.get("/metrics", X_Prometheus_Scrape_Timeout_Seconds="1e-9")
+    assert (answer.status, answer.data) == (503, b"the time for the scrape was over before it began\n")
+
+
 def test_scrapes_one_after_the_other_come_from_one_thread():
     """Each new thread would leave memory behind that nobody else uses."""
     threads = []

@@ -231,7 +231,10 @@ def test_a_scrape_whose_time_is_over_before_it_begins_is_told_so(held, monkeypat
         waits = asks(site, stack, 0.01)
         threading.Event().wait(0.1)
         release.set()
-        assert waits.recv(100).startswith(b"HTTP/1.1 503 ")
+        answer = b"".join(iter(lambda: waits.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1\r\n" in answer
+    assert answer.endswith(b"\r\n\r\nthe time for the scrape was over before it began\n")
 
 
 def test_health_is_answered_while_texts_are_written():
