@@ -6,6 +6,7 @@ system keeps for it (half a MiB at most), and MAX_UNREAD different answers that 
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 from exporter.log import fields
 from exporter.web.connection import Connection
+from exporter.web.errors import WebError
 from exporter.web.listeners import shown, url_of
 from exporter.web.log import log, log_failure
 from exporter.web.messages import Handler
@@ -25,6 +27,7 @@ from exporter.web.webconfig import WebConfigFile
 STOP_SECONDS = 2.0  # at the end, for requests that are being answered
 WATCH_SECONDS = 1.0  # how soon a new web configuration ends old connections
 COMPLAINT_SECONDS = 60.0  # at least, between two lines that say that no connection can be accepted
+LEAST_DESCRIPTORS = 8  # free at the start: the event loop takes three, and others take some meanwhile
 
 
 class Server:
@@ -41,12 +44,22 @@ class Server:
         self._spare: int | None = None  # a descriptor in reserve, for refusing when there is no other
 
     def run(self, listeners: Sequence[socket.socket]) -> None:
-        """Serve until `stop`, or SIGTERM or SIGINT in the main thread; closes the listeners."""
+        """Serve until `stop`, or SIGTERM or SIGINT in the main thread; closes the listeners.
+
+        Raises WebError when the system has too few descriptors for it.
+        """
         with contextlib.ExitStack() as stack:
             for listener in listeners:
                 listener.setblocking(False)
                 stack.enter_context(listener)
-            asyncio.run(self._serve(listeners))
+            try:
+                _try_descriptors()
+                asyncio.run(self._serve(listeners))
+            except OSError as exc:
+                if exc.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                how = "allow 64 or more (ulimit -n)"
+                raise WebError(f"the system has too few file descriptors: {how}", 1) from None
 
     def stop(self) -> None:
         """End it, from any thread."""
@@ -142,3 +155,10 @@ class Server:
             for connection in self._places:
                 if connection.config is not config:
                     connection.retire()
+
+
+def _try_descriptors() -> None:
+    """Raise OSError when there are too few: an event loop that gets half of its own complains at length."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(LEAST_DESCRIPTORS):
+            stack.callback(os.close, os.open(os.devnull, os.O_RDONLY))

@@ -814,6 +814,17 @@ def test_a_system_that_has_next_to_no_threads_for_it_is_one_line(
         assert line.startswith("modus-exporter: the system refuses threads: allow 16 or more")
 
 
+@pytest.mark.parametrize("limit", range(10, 14))
+def test_a_system_that_has_next_to_no_descriptors_for_it_is_one_line(
+    modus: SimulatedModus, tmp_path: Path, limit: int
+) -> None:
+    file = config(tmp_path, modus.url, WELL)
+    prefix = ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh")
+    code, (line,) = start(tmp_path, "--config.file", str(file), prefix=prefix)
+    assert code == 1
+    assert line == "modus-exporter: the system has too few file descriptors: allow 64 or more (ulimit -n)"
+
+
 def test_a_state_file_in_use_is_one_line_and_left_alone(modus: SimulatedModus, tmp_path: Path) -> None:
     file = config(tmp_path, modus.url, WELL)
     with exporter(tmp_path, "--config.file", str(file)) as running:
