@@ -32,6 +32,7 @@ DAMAGE = (
     sqlite3.Error,
     msgspec.MsgspecError,
     ArithmeticError,
+    AttributeError,  # bytes where a text was written
     LookupError,
     RecursionError,
     TypeError,
