@@ -230,7 +230,7 @@ class RunsCollector(Collector):
         self._errors.note(scrape)
         told = self._errors.failing, self._targets.problem
         self.newest = Pass(self._clock(), scrape.duration, scrape.targets, *told)
-        self._ledger.end_scrape(scrape.outcomes.keys())
+        self._ledger.end_scrape(scrape.outcomes.keys() if self._targets.certain else None)
         for agent_id in self._means.memories.keys() - scrape.outcomes.keys():
             del self._means.memories[agent_id]
 

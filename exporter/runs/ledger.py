@@ -20,6 +20,7 @@ from exporter.modus.discovery import shard_of
 from exporter.runs.account import KEEP, Account
 from exporter.runs.batch import AnyAccount, Batch
 from exporter.runs.ids import CountedIds
+from exporter.runs.presence import go_on, remove_gone
 from exporter.runs.reader import Known, Reading
 from exporter.runs.runlog import Outbox, RunLog
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Meta, Totals, UsageState
@@ -95,6 +96,8 @@ class Ledger:
             if epoch is None or epoch != reading.memory.epoch:
                 return False
             account = self._accounts.get(agent_id)
+            if account and account.state.unused_since is not None:
+                account.state.unused_since, account.changed = None, True
             if not reading.now:  # the API did not answer
                 if account:
                     account.mark_unread()
@@ -173,18 +176,13 @@ class Ledger:
                     account.told = frozenset()
             self._usage.mark_shown()
 
-    def end_scrape(self, in_use: Container[int]) -> None:
-        """A scrape is over: let go of agents that are not in use, a lookback after they were read last."""
-        oldest = self.clock() - self.lookback - KEEP
+    def end_scrape(self, in_use: Container[int] | None) -> None:
+        """A scrape is over: let go of agents that have not been in use for a lookback; None: nobody knows."""
+        patience = self.lookback + KEEP
         with self._lock:
             self._lines.clear()
-            if self.leases.shared:  # what is not in use is given back
-                return
-            for agent_id in [agent_id for agent_id in self._accounts if agent_id not in in_use]:
-                self._accounts[agent_id].mark_unread()
-                if (self._accounts[agent_id].state.last_read or 0.0) < oldest:
-                    del self._accounts[agent_id]
-                    self._removed.add(agent_id)
+            if in_use is not None and not self.leases.shared:  # else what is not in use is given back
+                self._removed |= remove_gone(self._accounts, in_use, self.clock(), patience)
 
     def commit(self) -> None:
         """Make the state durable; on failure `up` is False, and the next call tries again."""
@@ -289,6 +287,7 @@ class Ledger:
                 f"{store.place}: the histogram was counted in other buckets; put the old "
                 "histogram.buckets back, or start once with --state.reset-histogram to count it anew"
             )
+        go_on(found.agents.values(), found.meta, self.clock())
         states = found.agents | ({USAGE_ID: found.usage} if found.usage else {})
         counted, marked = found.counted | {USAGE_ID: CountedIds()}, store.marked
         self.take(Taken(id_, state, counted[id_], same_buckets, marked) for id_, state in states.items())

@@ -198,6 +198,7 @@ class AgentState(msgspec.Struct, gc=False):
     clock: SeenClock = SeenClock()
     last_reconciled: float | None = None
     unread: bool = False  # the newest attempt failed
+    unused_since: float | None = None  # by our clock; None: it is in use
     unsaid: list[RunLine] = msgspec.field(default_factory=list)  # lines for the log that nobody has written
 
     def follow_clock(self, now: float, skew: float) -> bool:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # both are handed in
     from exporter.runs.ledger import Ledger
 
 TICK = 0.2  # seconds after which who waits looks again
-SAME_TIME = 600.0  # seconds between the last reads of agents that were in use together
 
 
 class Targets:
@@ -52,6 +51,7 @@ class Targets:
         if earlier:
             self._schedules.known = earlier._schedules.known
         self._any = False  # whether the newest scrape had an agent to read
+        self.certain = not selection.discovers  # whether those that `find` left out are listed no more
 
     @property
     def listed(self) -> bool:
@@ -104,6 +104,7 @@ class Targets:
                 if listed.wait(min(deadline.left(), TICK)):  # the deadline may be moved meanwhile
                     break
         self._planning.begin(self._plan)
+        self.certain = self.listed and not self.problem  # asked first: a list may come at any time
         found = self.found
         targets = selection.choose(self._last_known() if found is None else found, self._schedules.known)
         self._any = bool(targets)
@@ -132,10 +133,8 @@ class Targets:
 
     def _last_known(self) -> list[Agent]:
         """The agents in use before a restart, for as long as the API cannot list them."""
-        states = self._ledger.agents()
-        newest = max((state.last_read or 0.0 for state in states.values()), default=0.0)
         return [
             Agent(agent_id, state.name, state.type)
-            for agent_id, state in states.items()
-            if (state.last_read or 0.0) >= newest - SAME_TIME
+            for agent_id, state in self._ledger.agents().items()
+            if state.unused_since is None
         ]

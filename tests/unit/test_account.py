@@ -147,6 +147,7 @@ def test_an_agent_that_left_while_the_disk_failed_leaves_the_file_too(
     book = ledger(path, clock)
     for agent_id in (1, 2):
         book.record(agent_id, reading(a_run("wf:1"), now=clock()))
+    book.end_scrape({2})
     book.commit()
     clock.advance(2 * DAY)
     book.end_scrape({2})  # which stays in use, however long nobody could read it

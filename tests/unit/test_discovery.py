@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.deadline import Deadline
-from exporter.demo.simulator import SimulatedModus
+from exporter.demo.simulator import Answer, SimulatedModus
 from exporter.modus.discovery import Discovery, Selection, Target, list_agents
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent, AgentsPage
@@ -111,3 +111,114 @@ def test_after_a_restart_during_an_outage_the_agents_of_before_stay_in_the_expos
     assert (agent.up, agent.name) == (False, "Seven")
     assert finished(agent)["completed"] == 1
     after.close()
+
+
+class Found:
+    """Two agents that are found, one of them busier, and the exporter that reads them once a minute."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.clock = Clock()
+        self.modus = SimulatedModus(fleet={}, clock=self.clock)
+        for agent_id in (BUSY, IDLE):
+            self.modus.add_agent(agent_id, f"Agent {agent_id}")
+        self.path = str(tmp_path / "state.db")
+        selection = Selection([], ["*"], refresh_interval=60.0)
+        self.settings = replace(settings(), selection=selection)
+        self.start()
+
+    def start(self) -> None:
+        self.exporter = Exporter(self.modus, self.path, self.settings, monotonic=self.clock)
+
+    def run(self, agent_id: int, runs: int, apart: float, scraped: bool = True) -> None:
+        for _ in range(runs):
+            self.modus.start_run(agent_id, lasts=1.0)
+            self.clock.advance(apart)
+            if scraped:
+                self.exporter.scrape()
+
+    def scrape(self, times: int = 3) -> dict[int, int]:
+        """The runs that are shown, by agent; each time the list of agents is read again beside the scrape."""
+        for _ in range(times):
+            self.clock.advance(61)
+            self.exporter.scrape()
+            agents = self.exporter.scrape()
+        return {agent_id: sum(finished(agent).values()) for agent_id, agent in agents.items() if agent.totals}
+
+
+BUSY, IDLE = 1, 2
+ODD_LISTS: dict[str, Answer] = {
+    "503": Answer(503, {}, b'{"error": {"message": "no"}}'),
+    "empty": Answer(200, {}, b'{"agents": []}'),
+    "one malformed": Answer(200, {}, b'{"agents": [{"id": 1, "name": "Agent 1"}, {"id": "2"}]}'),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LISTS)
+def test_an_odd_list_of_agents_after_a_downtime_costs_no_account(tmp_path: Path, odd: str) -> None:
+    world = Found(tmp_path)
+    world.run(IDLE, 1, 60)
+    world.run(BUSY, 40, 60)
+    world.exporter.close()
+    for agent_id in (BUSY, IDLE):
+        world.run(agent_id, 24, 3600, scraped=False)
+    world.start()
+    world.modus.fault = lambda request: ODD_LISTS[odd] if request.operation == "list_agents" else None
+    world.scrape(1)
+    world.modus.fault = None
+    assert world.scrape() == {BUSY: 64, IDLE: 25}
+    world.exporter.close()
+
+
+def test_an_agent_that_failed_for_long_and_is_missing_from_one_list_goes_on(tmp_path: Path) -> None:
+    world = Found(tmp_path)
+    world.run(IDLE, 5, 60)
+    world.modus.fault = lambda request: world.modus.error(500) if request.agent_id == IDLE else None
+    world.run(IDLE, 27 * 6, 600)
+    world.modus.agents[IDLE].raw = b'{"id": null}'
+    world.scrape()
+    world.modus.agents[IDLE].raw = world.modus.fault = None
+    assert world.scrape()[IDLE] == 5 + 27 * 6
+    world.exporter.close()
+
+
+def test_an_agent_that_was_missing_from_one_list_of_before_an_outage_goes_on(tmp_path: Path) -> None:
+    world = Found(tmp_path)
+    world.run(IDLE, 5, 60)
+    world.modus.agents[IDLE].raw = b'{"id": null}'
+    world.scrape()
+    world.modus.agents[IDLE].raw = None
+    world.modus.fault = lambda request: world.modus.error(500) if request.operation == "list_agents" else None
+    world.run(IDLE, 27 * 6, 600)
+    world.modus.fault = None
+    assert world.scrape()[IDLE] == 5 + 27 * 6
+    world.exporter.close()
+
+
+def test_idle_agents_stay_in_the_exposition_when_the_list_fails_after_a_restart_and_gone_ones_do_not(
+    tmp_path: Path,
+) -> None:
+    world = Found(tmp_path)
+    world.modus.add_agent(3, "Agent 3")
+    world.run(IDLE, 1, 60)
+    world.modus.agents[3].deleted_at = 0.0
+    world.run(BUSY, 30, 3600)
+    read = world.exporter.ledger.agents()[IDLE].last_read
+    world.exporter.close()
+    world.start()
+    assert world.exporter.ledger.agents()[IDLE].last_read == read
+    world.modus.fault = lambda request: world.modus.error(500) if request.operation == "list_agents" else None
+    assert world.scrape(1) == {BUSY: 30, IDLE: 1}
+    world.exporter.close()
+
+
+def test_agents_that_are_gone_leave_also_when_the_exporter_restarts_every_day(tmp_path: Path) -> None:
+    world = Found(tmp_path)
+    world.run(IDLE, 1, 60)
+    world.modus.agents[IDLE].deleted_at = 0.0
+    for _ in range(3):
+        world.run(BUSY, 20, 3600)
+        world.exporter.close()
+        world.clock.advance(60)
+        world.start()
+    assert world.exporter.ledger.agents().keys() == {BUSY}
+    world.exporter.close()

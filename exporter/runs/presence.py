@@ -1,0 +1,35 @@
+"""Since when agents are not in use: their accounts leave memory and file a while later."""
+
+from collections.abc import Container, Iterable
+
+from exporter.runs.account import Account
+from exporter.runs.state import AgentState, Meta
+
+
+def remove_gone(
+    accounts: dict[int, Account], in_use: Container[int], now: float, patience: float
+) -> set[int]:
+    """Note which agents are not in use, and remove those that have not been for `patience` seconds.
+
+    `now` is of our clock. Returns the ids of those that were removed.
+    """
+    gone = set()
+    for agent_id in [agent_id for agent_id in accounts if agent_id not in in_use]:
+        account = accounts[agent_id]
+        account.mark_unread()
+        since = account.state.unused_since
+        if since is None:
+            account.state.unused_since, account.changed = now, True
+        elif since < now - patience:
+            del accounts[agent_id]
+            gone.add(agent_id)
+    return gone
+
+
+def go_on(states: Iterable[AgentState], written: Meta, now: float) -> None:
+    """Take up states after a downtime, in which nobody could see whether an agent is in use."""
+    for state in states:
+        if not state.unread:  # a reading in which nothing happened is not written
+            state.last_read = max(state.last_read or 0.0, written.written)
+        if state.unused_since is not None:
+            state.unused_since += max(now - written.written, 0.0)
