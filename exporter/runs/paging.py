@@ -13,6 +13,7 @@ counts and the reconciling of `reader` find.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
@@ -201,14 +202,27 @@ def order(page: RunsPage, by_start: bool | None) -> bool | None:
     """Whether the list is ordered by start; None: unknown. `by_start` is what was known before.
 
     A page may well keep to the order of starts and to that of ends at once, or, with an odd item, to
-    neither: then it tells nothing.
+    neither: then it tells nothing. Nor does one of which a few odd ends may be all that is out of order: who
+    takes the order of ends for that of starts misses runs, the other way round it costs some requests.
     """
-    starts, ends = _descends(page.starts), _descends(_keys(page, False))
-    return by_start if starts == ends else starts
+    keys = _keys(page, False)
+    starts, ends = _descends(page.starts), _descends(keys)
+    if starts == ends or (starts and _out_of_order(keys) < TAIL):
+        return by_start
+    return starts
 
 
 def _descends(keys: list[float]) -> bool:
     return keys == sorted(keys, reverse=True)
+
+
+def _out_of_order(keys: list[float]) -> int:
+    """How many of the keys have to go for the others to descend."""
+    lowest: list[float] = []  # of the rows of each length that descend, the last key at best; negated
+    for key in keys:
+        at = bisect_right(lowest, -key)
+        lowest[at : at + 1] = [-key]
+    return len(keys) - len(lowest)
 
 
 def reaches(page: RunsPage, floor: float, by_start: bool | None, known: int = 0) -> bool:

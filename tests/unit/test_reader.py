@@ -753,6 +753,27 @@ def test_c7_a_list_in_the_order_of_ends_with_open_runs_first_is_counted_whole(tm
     world.exporter.close()
 
 
+@pytest.mark.parametrize("end", ["2020-01-01T00:00:00Z", "9999-12-31T00:00:00Z"])
+@pytest.mark.parametrize("counts", ["true", "missing"])
+def test_c7_an_odd_end_in_the_order_of_ends_makes_it_no_order_of_starts(
+    tmp_path: Path, counts: str, end: str
+) -> None:
+    world = Recorded(tmp_path, page_size=10, order="close")
+    if counts == "missing":
+        world.modus.counts_fault = lambda counts: None
+    for n in range(12):  # more than a page on top of what ends
+        world.modus.start_run(AGENT, at=world.clock() - 30 * HOUR + n, waits_from=0.0)
+    for _ in range(5):
+        world.history(1, apart=60)
+        world.scrapes(1)
+    world.modus.start_run(AGENT, lasts=1.0, override={"endedAt": end})
+    for _ in range(60):
+        world.scrapes(1, apart=300)
+        world.history(1, apart=1)
+    assert world.scrapes(10) == Counter(completed=66)
+    world.exporter.close()
+
+
 def test_c7_in_the_order_of_ends_a_run_that_is_looked_for_for_ever_puts_no_backlog_off(
     tmp_path: Path,
 ) -> None:
