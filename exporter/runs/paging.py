@@ -53,7 +53,8 @@ def read_newest(
     """Read the first page, asking for `size` runs, or `full_size` when those do not suffice.
 
     Where the page does not reach what is known, the watermark gets a backlog for `catch_up`. At the
-    first sight of an agent what started in the last `lookback` seconds is to be read. `is_unread` tells
+    first sight of an agent what started in the last `lookback` seconds is to be read, and while it has
+    shown no run also what started since it was read. `is_unread` tells
     whether a malformed item was not met before: one that was hides nothing below it. `clock` is the
     API's as it was seen before. Raises ApiError.
     """
@@ -69,7 +70,7 @@ def read_newest(
     for asked in (size, full_size) if size < full_size else (size,):
         page = ask(None, asked)
         mark = _by_clock_of(page, mark, clock)  # at the second answer a step may be believed
-        floor = page.now - lookback if mark.floor is None else mark.floor
+        floor = _first_floor(page, lookback, clock) if mark.floor is None else mark.floor
         # where the starts descend and something is known, only a walk has to know more; it finds out itself
         if by_start is False or mark.floor is None or not _descends(page.starts):
             by_start = order(page, by_start)
@@ -174,6 +175,12 @@ class _Walk:
     def advance(self, page: RunsPage) -> None:
         self.backlog = replace(self.backlog, token=page.next_page_token, pages=self.backlog.pages + 1)
         self.repeats = max(self.repeats - 1, 0)
+
+
+def _first_floor(page: RunsPage, lookback: float, clock: SeenClock) -> float:
+    """From when on runs are to be read of an agent that has shown none so far."""
+    floor = page.now - lookback
+    return floor if clock.skew is None else min(floor, clock.oldest(page.now, page.skew) - MARGIN)
 
 
 def _by_clock_of(page: RunsPage, mark: Watermark, clock: SeenClock) -> Watermark:

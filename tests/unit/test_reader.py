@@ -602,6 +602,22 @@ def test_c3_two_days_down_with_a_lookback_of_one_and_a_run_an_hour_lose_nothing(
     world.exporter.close()
 
 
+@pytest.mark.parametrize("pause", ["restart", "no scrape"])
+def test_c3_an_agent_without_a_run_when_it_was_read_last_loses_nothing_either(
+    tmp_path: Path, pause: str
+) -> None:
+    world = Recorded(tmp_path, page_size=10, reconcile_interval=0.0)
+    world.scrapes(20)
+    if pause == "restart":
+        world.exporter.close()
+    world.history(47, apart=3600)
+    if pause == "restart":
+        world.start()
+    assert world.scrapes(3) == Counter(completed=47)
+    assert world.missed == {}
+    world.exporter.close()
+
+
 @pytest.mark.parametrize("counts", ["true", "missing"])
 def test_c4_a_run_that_the_index_shows_late_below_the_first_page_is_counted(
     tmp_path: Path, counts: str
