@@ -100,7 +100,7 @@ def reconcile(api: "AgentApi", known: "Known", reading: "Reading", limits: "Limi
     if reading.watermark.unread or not (wanted or urgent):
         return
     floor = now - limits.lookback
-    if wanted and known.last_reconciled is not None:
+    if known.last_reconciled is not None:
         floor = min(floor, known.last_reconciled - LATEST_INDEX)
     walk = memory.walk or Walk(Backlog(floor, limits.page_size), now)
     mark = Watermark(by_start=reading.watermark.by_start, backlogs=(walk.backlog,))

@@ -157,6 +157,19 @@ def test_what_was_late_before_a_downtime_is_found_also_when_that_was_longer_than
     world.exporter.close()
 
 
+def test_what_was_late_before_a_pause_longer_than_the_lookback_is_found_by_the_counts_too(
+    tmp_path: Path,
+) -> None:
+    world = Recorded(tmp_path, page_size=10, reconcile_interval=0.0)
+    world.history(40, apart=20)
+    world.scrapes(2)
+    world.modus.start_run(AGENT, at=world.clock() - 600, lasts=1.0, visible_from=world.clock() + 300)
+    world.clock.advance(3 * DAY)  # nobody scrapes
+    assert world.scrapes(20) == Counter(completed=41)
+    assert world.missed == {}
+    world.exporter.close()
+
+
 def test_an_agent_that_has_a_backlog_at_every_other_scrape_is_compared_too(tmp_path: Path) -> None:
     world = Recorded(tmp_path, page_size=10, max_pages=1, order="close")
     for n in range(6):
