@@ -165,6 +165,7 @@ class RunsCollector(Collector):
         self._settings = settings
         self._reader = AgentReader(api, settings.limits, asks_why=settings.run_log.which != "off")
         self._ledger.run_log = settings.run_log
+        self._ledger.reconciles = settings.reconcile_interval > 0
         threads = KeptThreads(settings.concurrency, "read", any_cpu())
         self._means = Means(self._ledger, self.committer, threads, settings.concurrency, {})
         beside = partial(PeriodicWork, self.beside, self._monotonic)

@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 from exporter.histogram import Exemplar, Histogram
 from exporter.log import fields
-from exporter.modus.model import OPEN_STATUSES, TERMINAL_STATUSES, Run, RunDetails, label
+from exporter.modus.model import TERMINAL_STATUSES, Run, RunDetails, label
 from exporter.runs.eligibility import counts, duration_of, end_of, was_over
+from exporter.runs.forgetting import KEEP, forgotten_before, lost_sight_of, vanished
 from exporter.runs.ids import MALFORMED, TIMELESS, CountedIds, add_checksum
 from exporter.runs.reader import Known, Reading
-from exporter.runs.reconcile import LATEST_INDEX
 from exporter.runs.runlog import RunLog
-from exporter.runs.state import AgentState, Backlog, OpenRun, RunLine, Totals
+from exporter.runs.state import AgentState, OpenRun, RunLine, Totals
 from exporter.runs.why import APPROVAL_TIMEOUT
 
 TRIGGER_TYPES = ("schedule", "webhook", "api", "slack", "manual")
 MAX_TRIGGER_TYPES = 20
 MAX_STATUSES = 20
-KEEP = 3600.0  # seconds an id is kept at least: an index may show a stale status for a while
 NO_DURATION = "a run has no usable duration: it counts as finished and stays out of the histogram"
 NOT_LISTED = "runs that the API counts are not in its list: they are counted as missed"
 GONE = "an open run is gone from the API: it is counted as missed"
@@ -112,8 +111,13 @@ class Account:
         lookback: float,
         clock: Callable[[], float],
         lines: dict[str, int],
+        *,
+        reconciles: bool,
     ) -> None:
-        """Count what ended, follow what is open; `clock` is ours, `lines` the scrape's log lines by text."""
+        """Count what ended, follow what is open; `clock` is ours, `lines` the scrape's log lines by text.
+
+        `reconciles`: the lists are compared with what was counted now and then.
+        """
         self.changed |= self.state.follow_clock(reading.now, reading.skew)
         for run in reading.runs:
             if run.id not in self.counted:  # also when the index still shows it as open
@@ -124,7 +128,7 @@ class Account:
         for key in reading.malformed:
             self._miss("malformed", "a run cannot be read: it is counted as missed", key, reading.now, lines)
         for search in reading.searched:
-            self._forget_vanished(search, reading.now, lookback, lines)
+            self._give_up(vanished(self.state, search, reading.now, lookback), reading.now, lines)
         if reading.unreachable:
             self.own().missed["unreachable"] += reading.unreachable
             self._say(lines, NOT_LISTED, number=reading.unreachable)
@@ -133,7 +137,8 @@ class Account:
             self._pruned = reading.now
         elif abs(reading.now - self._pruned) > KEEP:
             self._pruned = reading.now
-            self._prune(reading, lookback, lines)
+            self._prune(forgotten_before(self.state, reading, lookback, reconciles=reconciles))
+            self._give_up(lost_sight_of(self.state, reading.now - lookback), reading.now, lines)
 
     def mark_unread(self) -> None:
         """Note that the newest attempt to read the agent failed, or that it is no longer in use."""
@@ -250,17 +255,12 @@ class Account:
         self.own().missed[reason] += 1
         self._say(lines, message, run_id=label(key))
 
-    def _forget_vanished(self, search: Backlog, now: float, lookback: float, lines: dict[str, int]) -> None:
-        """Give up open runs that a search of the whole lookback should have met: they are gone."""
-        since = min(search.since or 0.0, now)
-        if search.floor > since - lookback:
-            return
-        oldest = since - LATEST_INDEX  # a replica may lag, the clock may step back
-        for id_, run in list(self.state.open.items()):
-            if run.seen < oldest and (run.start is None or run.start >= search.floor):
-                del self.state.open[id_]
-                self.changed = True
-                self._miss("vanished", GONE, id_, now, lines)
+    def _give_up(self, ids: Sequence[str], now: float, lines: dict[str, int]) -> None:
+        """Follow these open runs no more."""
+        for id_ in ids:
+            del self.state.open[id_]
+            self.changed = True
+            self._miss("vanished", GONE, id_, now, lines)
 
     def _say(self, lines: dict[str, int], message: str, **details: object) -> None:
         """A line about a single run; of many alike in one scrape the first ones."""
@@ -276,24 +276,16 @@ class Account:
         self.new.append(id_)
         state.ids_number, state.ids_sum = state.ids_number + 1, add_checksum(state.ids_sum, id_, over)
 
-    def _prune(self, reading: Reading, lookback: float, lines: dict[str, int]) -> None:
-        """Forget ids that cannot come back as uncounted, and runs in a status nobody can follow."""
-        state, now, walk = self.state, reading.now, reading.memory.walk
-        unread = state.watermark.backlogs + ((walk.backlog,) if walk else ())
-        read = state.clock.oldest(now, reading.skew)
-        old = min([read - lookback, *(backlog.floor for backlog in unread)]) - KEEP
-        for id_, over in self.counted.remove_older(old):
+    def _prune(self, instant: float) -> None:
+        """Forget ids of runs that were over before it."""
+        state = self.state
+        for id_, over in self.counted.remove_older(instant):
             self.changed = True
             self.gone.append(id_)
             self._malformed = None  # to be counted again
             state.horizon = max(state.horizon, over)
             state.forgotten += not id_.startswith(MALFORMED)
             state.ids_number, state.ids_sum = state.ids_number - 1, add_checksum(state.ids_sum, id_, over, -1)
-        for id_, run in list(state.open.items()):
-            if run.status not in OPEN_STATUSES and run.seen < now - lookback:
-                del state.open[id_]
-                self.changed = True
-                self._miss("vanished", GONE, id_, now, lines)  # where it ends, nothing will tell
 
 
 def _pairs(finished: Mapping[str, Mapping[str, int]]) -> set[tuple[str, str]]:

@@ -15,8 +15,8 @@ from collections.abc import Collection
 from exporter.deadline import Deadline
 from exporter.log import described, fields
 from exporter.runs import leasetable, tables
-from exporter.runs.account import KEEP
 from exporter.runs.database import Connection, Cursor
+from exporter.runs.forgetting import KEEP
 from exporter.runs.leases import IDLE, MARGIN, TERM, TICK, Watch, boot_clock, quota, surplus
 from exporter.runs.state import USAGE_ID
 from exporter.runs.store import Database, LedgerError, StoreError, Tenant

@@ -16,11 +16,11 @@ from msgspec.structs import replace
 
 from exporter.histogram import Histogram
 from exporter.log import fields
-from exporter.modus.discovery import shard_of
-from exporter.runs.account import KEEP, Account
+from exporter.runs.account import Account
 from exporter.runs.batch import AnyAccount, Batch
+from exporter.runs.forgetting import KEEP
 from exporter.runs.ids import CountedIds
-from exporter.runs.presence import go_on, remove_gone
+from exporter.runs.presence import go_on, note_moved, remove_gone
 from exporter.runs.reader import Known, Reading
 from exporter.runs.runlog import Outbox, RunLog
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, AgentState, Meta, Totals, UsageState
@@ -55,6 +55,7 @@ class Ledger:
     ) -> None:
         self.bounds = tuple(map(float, bounds))
         self.lookback = lookback
+        self.reconciles = False  # whether the lists are compared with what was counted; may change like these
         self.up = True
         self.run_log = RunLog()  # may be changed at any time
         self._said = Outbox()
@@ -110,7 +111,8 @@ class Ledger:
                 account.moved, account.changed = False, True
                 account.state.ended_after = self._started + reading.skew
             account.run_log = self.run_log
-            account.record(reading, self.bounds, self.lookback, self.clock, self._lines)
+            given = self.bounds, self.lookback, self.clock, self._lines
+            account.record(reading, *given, reconciles=self.reconciles)
             return account.changed
 
     def shown(self, agent_id: int) -> tuple[AgentState, Totals | None] | None:
@@ -291,9 +293,6 @@ class Ledger:
         states = found.agents | ({USAGE_ID: found.usage} if found.usage else {})
         counted, marked = found.counted | {USAGE_ID: CountedIds()}, store.marked
         self.take(Taken(id_, state, counted[id_], same_buckets, marked) for id_, state in states.items())
-        index, total = found.meta.shard
-        for agent_id, account in self._accounts.items():
-            if (index, total) != self._shard and shard_of(agent_id, total) != index:
-                account.state.ended_after = self._started  # another shard counted it in the meantime
-                account.moved = account.changed = True
+        if found.meta.shard != self._shard:
+            note_moved(self._accounts, found.meta.shard, self._started)
         self._said.say(store)

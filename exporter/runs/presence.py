@@ -1,7 +1,8 @@
-"""Since when agents are not in use: their accounts leave memory and file a while later."""
+"""Since when agents are in use here, or no longer: their accounts leave memory and file a while later."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
+from exporter.modus.discovery import shard_of
 from exporter.runs.account import Account
 from exporter.runs.state import AgentState, Meta
 
@@ -33,3 +34,12 @@ def go_on(states: Iterable[AgentState], written: Meta, now: float) -> None:
             state.last_read = max(state.last_read or 0.0, written.written)
         if state.unused_since is not None:
             state.unused_since += max(now - written.written, 0.0)
+
+
+def note_moved(accounts: Mapping[int, Account], before: tuple[int, int], started: float) -> None:
+    """Note which agents were not of the shard `before` (index, total): another one counted them until now."""
+    index, total = before
+    for agent_id, account in accounts.items():
+        if shard_of(agent_id, total) != index:
+            account.state.ended_after = started
+            account.moved = account.changed = True

@@ -141,7 +141,8 @@ class Found:
         for _ in range(times):
             self.clock.advance(61)
             self.exporter.scrape()
-            agents = self.exporter.scrape()
+            with self.exporter.collector._targets._refreshing:  # until it was read
+                agents = self.exporter.scrape()
         return {agent_id: sum(finished(agent).values()) for agent_id, agent in agents.items() if agent.totals}
 
 

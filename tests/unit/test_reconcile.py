@@ -170,6 +170,31 @@ def test_what_was_late_before_a_pause_longer_than_the_lookback_is_found_by_the_c
     world.exporter.close()
 
 
+def test_what_was_late_before_a_downtime_is_found_also_when_it_is_compared_long_after(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, 12 * 3600.0, lookback=3600.0, page_size=3)
+    for _ in range(30):
+        world.history(1, apart=1)
+        world.scrapes(1)
+    world.modus.start_run(AGENT, at=world.clock() - 900, lasts=1.0, visible_from=world.clock() + 300)
+    world.exporter.close()
+    world.history(20, apart=600)
+    world.start()
+    assert world.scrapes(900) == Counter(completed=51)
+    world.exporter.close()
+
+
+@pytest.mark.parametrize("interval", [0.0, 3600.0])
+def test_ids_are_kept_for_a_lookback_and_until_they_were_compared(tmp_path: Path, interval: float) -> None:
+    world = Recorded(tmp_path, interval, lookback=3600.0)
+    for _ in range(60):
+        world.history(1, apart=1)
+        world.scrapes(1, apart=600)
+    state = world.exporter.ledger.agents()[AGENT]
+    assert state.forgotten > 40
+    assert state.ids_number + state.forgotten == 60
+    world.exporter.close()
+
+
 def test_an_agent_that_has_a_backlog_at_every_other_scrape_is_compared_too(tmp_path: Path) -> None:
     world = Recorded(tmp_path, page_size=10, max_pages=1, order="close")
     for n in range(6):

@@ -20,8 +20,8 @@ from exporter.metrics.snapshot import AgentSnapshot
 from exporter.modus.discovery import shard_of
 from exporter.modus.model import Agent
 from exporter.runs import database, fleet, importing, leases, leasetable, postgres, tables, usagereader
-from exporter.runs.account import KEEP
 from exporter.runs.database import Connection, Cursor
+from exporter.runs.forgetting import KEEP
 from exporter.runs.ledger import Ledger
 from exporter.runs.postgres import SharedStore
 from exporter.runs.reader import Memory, Reading
