@@ -126,6 +126,17 @@ class RunsPage(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "starts", starts)
 
     @property
+    def newest(self) -> Run | None:
+        """The run that started last so far; the first one where none names a start that has come."""
+        if not self.runs:
+            return None
+        first = self.runs[0]
+        if self.starts and first.start == max(self.starts) <= self.now:  # as in a list in its usual order
+            return first
+        started = [run for run in self.runs if run.start is not None and run.start <= self.now]
+        return max(started, key=lambda run: run.start or 0.0, default=first)
+
+    @property
     def ids(self) -> list[str]:
         """What tells the items of the page from those of another."""
         return [run.id for run in self.runs] + self.malformed

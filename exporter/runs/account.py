@@ -149,7 +149,10 @@ class Account:
         """Take over what a reading found besides runs."""
         state, newest = self.state, reading.newest
         news: dict[str, object] = {"watermark": reading.watermark, "unread": reading.error is not None}
-        if newest:
+        known = state.last_start or 0.0
+        if known > reading.now:  # the API's clock stepped back
+            known = 0.0
+        if newest and (newest.start is None or newest.start >= known):
             news["name"] = newest.agent_name or state.name
             news["type"] = newest.agent_type or state.type
             news["last_start"] = state.last_start if newest.start is None else newest.start

@@ -76,7 +76,7 @@ class Reading(msgspec.Struct):
     runs: list[Run] = []  # of them those that were not counted before
     malformed: list[str] = []  # what names items that could not be decoded
     counts: Mapping[str, int] | None = None
-    newest: Run | None = None
+    newest: Run | None = None  # by start
     now: float = 0.0  # at the first answer; 0 when there was none
     skew: float = 0.0  # by how much it is ahead of ours, seconds
     searched: list[Backlog] = []  # searches for open runs that came to their end
@@ -89,6 +89,9 @@ class Reading(msgspec.Struct):
     def take(self, page: RunsPage, watermark: Watermark, known: Known) -> None:
         """Add a page and the watermark that holds after it."""
         self.add(page, known)
+        newest = page.newest
+        if newest and (self.newest is None or (newest.start or 0.0) > (self.newest.start or 0.0)):
+            self.newest = newest
         if not watermark.searching:
             self.searched += [each for each in self.watermark.backlogs if each.is_search]
         self.watermark = watermark
@@ -203,7 +206,6 @@ class AgentReader:
             memory.walk = replace(memory.walk, began=began)
         memory.page_size = paging.next_page_size(page, before, watermark, limits.page_size)
         reading.now, reading.skew = page.now, page.skew
-        reading.newest = page.runs[0] if page.runs else None
         reading.take(page, watermark, known)
         # an error may cut this reading short: what it counts, the next one will not see as new
         memory.checksum = Checksum()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from exporter.demo.simulator import SimulatedModus
+from exporter.demo.wire import iso
 from exporter.modus.errors import ApiError
 from exporter.runs.sqlite import StateFile
 from exporter.runs.state import Meta
@@ -115,6 +116,42 @@ def test_c23_the_last_ends_are_as_the_api_says_also_by_an_answer_dated_back(worl
     ends = world.agent.totals.last_end  # type: ignore[union-attr]
     assert ends["completed"] - ends["error"] == 240
     assert abs(world.clock() - ends["completed"] - 1800) <= 2
+
+
+@pytest.mark.parametrize("on_top", ["order of ends", "odd start"])
+def test_the_newest_run_and_the_names_are_those_of_the_last_start_whatever_is_on_top(
+    tmp_path: Path, on_top: str
+) -> None:
+    world = Recorded(tmp_path, order="close" if on_top == "order of ends" else "start", page_size=10)
+    long_ago = world.clock() - 2 * DAY
+    for n in range(12):  # more than a page
+        if on_top == "order of ends":
+            world.modus.start_run(AGENT, at=long_ago + n, waits_from=0.0)
+    world.modus.rename(AGENT, "Another name")
+    for _ in range(5):
+        newest = world.clock()
+        world.history(1, apart=5)
+        if on_top == "odd start":
+            world.modus.start_run(AGENT, lasts=1.0, override={"startedAt": iso(long_ago)})
+        world.scrapes(1)
+        assert (world.agent.last_start, world.agent.name) == (newest, "Another name")
+    world.modus.agents[AGENT].runs.clear()
+    world.modus.start_run(AGENT, at=long_ago, lasts=1.0)  # all that is left
+    world.scrapes(1)
+    assert (world.agent.last_start, world.agent.name) == (newest, "Another name")
+    world.exporter.close()
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+def test_the_last_start_follows_a_clock_of_the_api_that_steps(world: Recorded, step: float) -> None:
+    for offset in (0.0, step):
+        world.offset = offset
+        world.scrapes(5)
+        world.modus.start_run(AGENT, lasts=1.0)
+        newest = world.modus.clock()
+        world.scrapes(5)
+        state = world.exporter.ledger.agents()[AGENT]
+        assert state.last_start == newest
 
 
 def test_c16_agents_that_are_gone_leave_a_lookback_later(tmp_path: Path) -> None:
