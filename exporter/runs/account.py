@@ -128,7 +128,7 @@ class Account:
         for key in reading.malformed:
             self._miss("malformed", "a run cannot be read: it is counted as missed", key, reading.now, lines)
         for search in reading.searched:
-            self._give_up(vanished(self.state, search, reading.now, lookback), reading.now, lines)
+            self._give_up(vanished(self.state, search, reading, lookback), reading.now, lines)
         if reading.unreachable:
             self.own().missed["unreachable"] += reading.unreachable
             self._say(lines, NOT_LISTED, number=reading.unreachable)
@@ -138,7 +138,7 @@ class Account:
         elif abs(reading.now - self._pruned) > KEEP:
             self._pruned = reading.now
             self._prune(forgotten_before(self.state, reading, lookback, reconciles=reconciles))
-            self._give_up(lost_sight_of(self.state, reading.now - lookback), reading.now, lines)
+            self._give_up(lost_sight_of(self.state, reading, lookback), reading.now, lines)
 
     def mark_unread(self) -> None:
         """Note that the newest attempt to read the agent failed, or that it is no longer in use."""

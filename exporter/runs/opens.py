@@ -174,7 +174,7 @@ def _settle(
     if not unsettled:
         return frozenset()
     oldest, sought = reading.now - limits.lookback, reading.memory.opens.sought
-    floor = min(oldest if run.start is None else run.start for run in unsettled.values())
+    floor = min(min(oldest, run.seen) if run.start is None else run.start for run in unsettled.values())
     if not sought.isdisjoint(unsettled):
         floor = min(floor, oldest)
     search = Backlog(floor, limits.page_size, since=reading.now)

@@ -81,6 +81,7 @@ class OpenRun(msgspec.Struct, gc=False):
     start: float | None
     status: str
     seen: float  # the newest answer that showed it
+    sought: float | None = None  # begin of the first search of the whole lookback since then
 
     @classmethod
     def of(cls, run: Run, seen: float) -> "OpenRun":

@@ -249,8 +249,8 @@ def test_an_open_run_that_the_platform_removed_is_given_up_and_counted_as_missed
     world.history(10, apart=300)
     world.scrape()
     world.modus.change(gone, hidden=True)
-    for passed in (60, 700):
-        assert world.agent.open_starts == {"running": gone.start}  # a replica may lag
+    for passed in (60, 700, 700):
+        assert world.agent.open_starts == {"running": gone.start}  # replicas may lag, and pages shift
         world.clock.advance(passed)
         uptime.advance(passed)
         world.scrape()
@@ -267,6 +267,41 @@ def test_an_open_run_that_is_not_where_its_start_says_is_found_and_not_missed(tm
     world.scrapes(7, apart=90)  # so long ago that it might be given up was it seen when it ends
     world.modus.end_run(odd, "error")
     assert world.scrapes(30, apart=90)["error"] == 1
+    assert world.missed == {}
+    world.exporter.close()
+
+
+@pytest.mark.parametrize("burst", [8, 9, 10])
+def test_an_open_run_is_not_given_up_for_one_search_of_pages_that_shift_on_replicas_that_lag(
+    tmp_path: Path, burst: int
+) -> None:
+    limits = {"page_size": 3, "max_pages": 5, "lookback": HOUR}
+    world = Recorded(tmp_path, single_run=403, replica_lags=(5.0, 0.0, 110.0), **limits)
+    waiting = world.modus.start_run(AGENT, at=world.clock() - 1.5 * DAY, waits_from=0.0)
+    for ago in (600, 570):
+        world.modus.start_run(AGENT, at=world.clock() - ago, lasts=20.0)
+    world.scrapes(3, apart=1)
+    world.modus.end_run(waiting, "cancelled")
+    world.clock.advance(2 * HOUR)  # nobody scrapes
+    world.history(burst, apart=10)
+    assert world.scrapes(60) == Counter(completed=burst + 2, cancelled=1)
+    assert world.missed == {}
+    world.exporter.close()
+
+
+def test_an_open_run_without_a_start_is_not_given_up_while_what_holds_it_is_unread(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, single_run=False, lookback=HOUR, page_size=3, max_pages=2)
+    world.history(5, apart=60)
+    world.scrapes(2)
+    startless: dict[str, object] = {"startedAt": ABSENT}
+    run = world.modus.start_run(AGENT, override=startless)
+    world.scrapes(1)
+    world.exporter.close()
+    timeless = startless | {"endedAt": ABSENT, "durationMs": ABSENT}
+    world.modus.change(run, end=world.clock() + 60, override=timeless)
+    world.history(40, apart=900)
+    world.start()
+    assert world.scrapes(100) == Counter(completed=46)
     assert world.missed == {}
     world.exporter.close()
 
