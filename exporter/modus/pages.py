@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 
 from exporter.modus.errors import ApiError
 
+LARGEST_PAGE = 100  # items; fewer where such a page is too large
 MAX_FRUITLESS = 10  # pages in a row that bring nothing new; pages that shift repeat a few items
 
 
@@ -45,3 +46,20 @@ def pages(ask: Callable[[str | None], P], token: str | None = None) -> Iterator[
             raise ApiError(
                 "bad_response", f"{fruitless} pages in a row brought nothing new: the list never ends"
             )
+
+
+class PageSize:
+    """The size of the pages of a list: smaller from then on where one is too large to take."""
+
+    def __init__(self) -> None:
+        self._size = LARGEST_PAGE
+
+    def ask(self, ask: Callable[[str | None, int], P], token: str | None) -> P:
+        """What `ask` answers for the token and a size. Raises what it raises at the smallest one."""
+        while True:
+            try:
+                return ask(token, self._size)
+            except ApiError as error:
+                if not error.too_large or self._size == 1:
+                    raise
+                self._size = max(self._size // 4, 1)

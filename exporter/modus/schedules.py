@@ -2,16 +2,16 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from exporter.log import fields
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent, AgentsPage, label, seconds
-from exporter.modus.pages import pages
+from exporter.modus.pages import PageSize, pages
 from exporter.modus.schedule import Schedule, schedule_of
 
 INTERVAL = 900.0  # seconds between two readings, at least: what is deployed of an agent may be large
-LARGEST_PAGE = 100  # agents; fewer where such a page is too large
 MAX_LINES = 10  # log lines about single agents in one reading
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Schedules:
 
     def __init__(self) -> None:
         self.known: dict[int, Planned] = {}
-        self._page_size = LARGEST_PAGE
+        self._page_size = PageSize()
         self._failing = False
         self._odd: dict[int, str] = {}  # agents whose schedule is not understood -> why
 
@@ -45,7 +45,7 @@ class Schedules:
         """Read them, page by page; those of pages that cannot be read stay as they were. Raises nothing."""
         known, odd = {}, {}
         try:
-            for page in pages(lambda token: self._page(ask, token)):
+            for page in pages(partial(self._page_size.ask, ask)):
                 for agent in page.agents:
                     known[agent.id], why = self._planned(agent)
                     if why:
@@ -63,15 +63,6 @@ class Schedules:
     def stop(self) -> None:
         """Say nothing more about a reading that fails: it is cut off."""
         self._failing = True
-
-    def _page(self, ask: Ask, token: str | None) -> AgentsPage:
-        while True:
-            try:
-                return ask(token, self._page_size)
-            except ApiError as error:
-                if not error.too_large or self._page_size == 1:
-                    raise
-                self._page_size = max(self._page_size // 4, 1)
 
     def _planned(self, agent: Agent) -> tuple[Planned, str]:
         """What is planned of an agent, and what is wrong with it."""

@@ -3,11 +3,13 @@
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from exporter.deadline import Deadline
 from exporter.modus.discovery import Selection, Target, list_agents
-from exporter.modus.model import printable
+from exporter.modus.model import AgentsPage, printable
+from exporter.modus.pages import PageSize
 
 if TYPE_CHECKING:  # handed in
     from exporter.modus.client import ModusClient
@@ -20,7 +22,11 @@ def find_targets(client: "ModusClient", selection: Selection, deadline: Deadline
     """The agents that a scrape would read, all pages of the list awaited. Raises ApiError."""
     if not selection.discovers:
         return selection.choose([])
-    return selection.choose(list_agents(lambda token: client.agents(deadline=deadline, page_token=token)))
+
+    def ask(token: str | None, size: int) -> AgentsPage:
+        return client.agents(deadline=deadline, page_token=token, page_size=size)
+
+    return selection.choose(list_agents(partial(PageSize().ask, ask)))
 
 
 def side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:

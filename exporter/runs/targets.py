@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from exporter.deadline import Deadline
 from exporter.modus.discovery import Discovery, Selection, Target
 from exporter.modus.model import Agent, AgentsPage
+from exporter.modus.pages import PageSize
 from exporter.modus.schedules import INTERVAL, Schedules
 from exporter.runs.periodic import PeriodicWork
 from exporter.runs.state import USAGE_ID
@@ -44,6 +45,7 @@ class Targets:
         self._threads = threads
         self._timeout = timeout
         self._discovery = Discovery(selection.refresh_interval)
+        self._page_size = PageSize()
         self._refreshing = threading.Lock()
         self._earlier = earlier.found if earlier else None
         self._planning = beside(max(selection.refresh_interval, INTERVAL))
@@ -116,11 +118,11 @@ class Targets:
         self._planning.close()
 
     def _refresh(self, deadline: Deadline, listed: threading.Event) -> None:
-        def ask(token: str | None) -> AgentsPage:
-            return self._api.agents(deadline=deadline, page_token=token)
+        def ask(token: str | None, size: int) -> AgentsPage:
+            return self._api.agents(deadline=deadline, page_token=token, page_size=size)
 
         try:
-            self._discovery.refresh(ask, deadline.monotonic())
+            self._discovery.refresh(partial(self._page_size.ask, ask), deadline.monotonic())
         finally:
             self._refreshing.release()
             listed.set()

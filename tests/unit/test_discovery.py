@@ -1,5 +1,6 @@
 """Which agents are read: those listed, those discovered, or both."""
 
+import io
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from exporter.demo.simulator import Answer, SimulatedModus
 from exporter.modus.discovery import Discovery, Selection, Target, list_agents
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent, AgentsPage
+from exporter.runs import check
 from tests.simulation import Clock, DirectApi, Exporter, finished, settings
 
 
@@ -144,6 +146,29 @@ class Found:
             with self.exporter.collector._targets._refreshing:  # until it was read
                 agents = self.exporter.scrape()
         return {agent_id: sum(finished(agent).values()) for agent_id, agent in agents.items() if agent.totals}
+
+
+def test_a_list_of_agents_that_is_too_large_is_asked_for_in_smaller_pieces_and_from_then_on(
+    tmp_path: Path,
+) -> None:
+    world = Found(tmp_path)
+    ask, sizes = world.exporter.api.agents, list[int]()
+
+    def agents(*, page_size: int = 100, with_variation: bool = False, **query: object) -> AgentsPage:
+        if not with_variation:
+            sizes.append(page_size)
+            if page_size > 6:
+                raise ApiError("bad_response", "more than 8 MiB", too_large=True)
+        return ask(page_size=page_size, with_variation=with_variation, **query)  # type: ignore[arg-type]
+
+    world.exporter.api.agents = agents  # type: ignore[assignment, method-assign]
+    assert world.scrape(2).keys() == {BUSY, IDLE}
+    assert sizes[:3] == [100, 25, 6]
+    assert set(sizes[3:]) == {6}
+    out = io.StringIO()
+    assert check.run(world.exporter.api, world.settings.selection, 1, None, out) == 0  # type: ignore[arg-type]
+    assert out.getvalue().endswith("2 agents, 0 cannot be read\n")
+    world.exporter.close()
 
 
 BUSY, IDLE = 1, 2
