@@ -74,7 +74,7 @@ class Account:
             return not run.ended or counts(state, run, run.start, run.end, was_open=False)
 
         def is_unread(key: str) -> bool:
-            return MALFORMED + label(key) not in counted
+            return MALFORMED + key not in counted
 
         return Known(
             state.watermark,
@@ -245,7 +245,7 @@ class Account:
 
     def _miss(self, reason: str, message: str, key: str, now: float, lines: dict[str, int]) -> None:
         """Count what `key` names as missed, once however often it comes back."""
-        id_ = MALFORMED + label(key)
+        id_ = MALFORMED + key
         if id_ in self.counted:
             return
         if self._malformed is None:

@@ -13,7 +13,7 @@ import pytest
 
 from exporter.modus.discovery import shard_of
 from exporter.modus.errors import ApiError
-from exporter.modus.model import Run
+from exporter.modus.model import Run, kept_id
 from exporter.runs import account
 from exporter.runs.account import MAX_STATUSES
 from exporter.runs.ledger import Ledger
@@ -563,6 +563,16 @@ def test_an_end_further_ahead_than_a_day_is_none(path: str, clock: Clock, ahead:
     assert finished(book) == 2
     assert ("error" in totals(book).last_end) is known
     assert len(totals(book).failures) == known
+    book.close()
+
+
+def test_items_that_cannot_be_read_are_told_apart_by_all_of_their_ids(path: str, clock: Clock) -> None:
+    book = ledger(path, clock)
+    for _ in range(2):
+        names = [kept_id("w" * length + f":{n}") for length in (210, 300) for n in range(3)]
+        book.record(AGENT, reading(now=clock(), malformed=names))
+    assert totals(book).missed["malformed"] == 6
+    assert not any(map(book.known(AGENT).is_unread, names))
     book.close()
 
 
