@@ -55,11 +55,11 @@ class _RawItems(msgspec.Struct, rename="camel"):
     runs: list[msgspec.Raw] = []
     agents: list[msgspec.Raw] = []
     counts: msgspec.Raw = msgspec.Raw(b"null")
-    next_page_token: Token | None = None
+    next_page_token: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _RawRuns(_RawItems, kw_only=True):
-    runs: list[msgspec.Raw]
+class _RawRuns(_RawItems):
+    runs: list[msgspec.Raw] | None = None  # type: ignore[assignment]
 
 
 class _RawAgents(_RawItems, kw_only=True):
@@ -85,9 +85,13 @@ def runs_page(body: bytes, page_size: int) -> RunItems:
         _check(len(page.runs), page_size, "runs")
         return page
     raw = _raw(body, page_size, _RAW_RUNS)
-    _check(len(raw.runs), page_size, "runs")
-    runs, malformed = _each(raw.runs, _RUN, _loose_run)
-    return RunItems(runs, _counts(raw.counts), raw.next_page_token, malformed)
+    counts = _counts(raw.counts)
+    if raw.runs is None and TOTAL_COUNT not in counts:
+        raise ValueError("no runs, and no count of them")
+    items = raw.runs or []
+    _check(len(items), page_size, "runs")
+    runs, malformed = _each(items, _RUN, _loose_run)
+    return RunItems(runs, counts, _token(raw.next_page_token), malformed)
 
 
 def agents_page(body: bytes, page_size: int) -> AgentsPage:
@@ -99,7 +103,7 @@ def agents_page(body: bytes, page_size: int) -> AgentsPage:
     raw = _raw(body, page_size, _RAW_AGENTS)
     _check(len(raw.agents), page_size, "agents")
     agents, malformed = _each(raw.agents, _AGENT, _loose_agent)
-    return AgentsPage(agents, raw.next_page_token or None, malformed)
+    return AgentsPage(agents, _token(raw.next_page_token), malformed)
 
 
 def one_run(body: bytes) -> RunDetails:
@@ -248,6 +252,12 @@ def _counts(raw: msgspec.Raw) -> dict[str, int]:
         values = {name: values[name] for name in documented if name in values}
     counts = {_label(name) or "": _whole(number, LARGEST_COUNT) for name, number in values.items()}
     return {name: number for name, number in counts.items() if number is not None}
+
+
+def _token(raw: msgspec.Raw) -> str | None:
+    """The token of the page behind; none where the value says no in whatever way. Raises ValueError."""
+    value = _tolerant(bytes(raw))
+    return msgspec.convert(value, Token) if value else None
 
 
 def _text(value: object) -> str | None:

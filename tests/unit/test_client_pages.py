@@ -268,6 +268,26 @@ def test_of_counts_without_end_the_documented_ones_are_kept(runs):
     assert runs(page() | {"counts": many}).counts == {"all_executions": 9, "error": 7}
 
 
+@pytest.mark.parametrize("token", [None, "", 0, False, [], {}])
+def test_a_token_that_says_no_in_whatever_way_is_that_of_the_last_page(runs, agents, token):
+    assert runs(page(run()) | {"nextPageToken": token}).next_page_token is None
+    assert agents({"agents": [{"id": 7}], "nextPageToken": token}).next_page_token is None
+
+
+@pytest.mark.parametrize("token", [5, 1.5, True, ["next"], {"page": 2}, "x" * 8193])
+def test_a_token_that_nobody_can_send_back_is_an_error_and_no_last_page(runs, agents, token):
+    error_of(runs, page(run()) | {"nextPageToken": token})
+    error_of(agents, {"agents": [{"id": 7}], "nextPageToken": token})
+
+
+def test_a_page_without_runs_may_have_null_for_them_or_nothing_beside_its_counts(runs):
+    empty = page(running=0)
+    for body in (empty | {"runs": None}, {"counts": empty["counts"]}):
+        assert (runs(body).runs, runs(body).counts) == ([], empty["counts"])
+    for body in ({"runs": None}, {"runs": None, "counts": None}, {}, empty | {"runs": {}}):
+        error_of(runs, body)
+
+
 def test_bytes_and_characters_that_nobody_can_show_are_replaced(runs):
     body = json.dumps(page(run(agentName="HERE"))).replace("HERE", r"a\ud800b\u6771")
     assert runs(body).runs[0].agent_name == "a?b東"
