@@ -86,7 +86,7 @@ def _read_lookback(
     client: "ModusClient", agent_id: int, limits: Limits, deadline: Deadline, times: Mapping[str, float]
 ) -> Listed:
     """The whole lookback as the API lists it, and on until each run counted in it is met. Raises ApiError."""
-    listed, by_start, sought = Listed(), None, set(times)
+    listed, by_start, sought, below = Listed(), None, set(times), 0
 
     def ask(token: str | None) -> RunsPage:
         return client.runs(agent_id, deadline=deadline, page_size=limits.page_size, page_token=token)
@@ -98,8 +98,10 @@ def _read_lookback(
         sought.difference_update(page.ids)
         listed.runs = {run.id: run for run in page.runs} | listed.runs
         by_start = paging.order(page, by_start)
-        if not sought and paging.reaches(page, listed.now - limits.lookback, by_start):
+        floor = listed.now - limits.lookback
+        if not sought and paging.reaches(page, floor, by_start, before=below):
             break
+        below = paging.below(page, floor, by_start, below)
     return listed
 
 

@@ -24,7 +24,7 @@ from exporter.modus.pages import pages
 from exporter.runs.state import Backlog, SeenClock, Watermark
 
 MARGIN = 120.0  # seconds; twice the usual delay of the index
-TAIL = 3  # runs at the end of a page that must lie below the floor: one with an odd start ends no walk
+TAIL = 3  # runs in a row that must lie below the floor: one with an odd start ends no walk
 MAX_BACKLOGS = 8
 REPEATS = 10  # times `max_pages` that each walk may cost when tokens shift or expire and pages repeat
 PAGE_SIZES = (5, 10, 25, 50)  # below the configured one
@@ -64,7 +64,7 @@ def read_newest(
             return reaches(page, floor, by_start)
         known = len([key for key in page.malformed if not is_unread(key)])
         # nothing but open runs tells no order; were it that of ends, the counts or the comparison would tell
-        return reaches(page, floor, by_start or mark.floor is not None, known)
+        return reaches(page, floor, by_start or mark.floor is not None, known=known)
 
     by_start = mark.by_start
     for asked in (size, full_size) if size < full_size else (size,):
@@ -78,7 +78,8 @@ def read_newest(
             backlogs = mark.backlogs
             break
     else:
-        backlogs = _few((Backlog(floor, asked, page.next_page_token, pages=1), *mark.backlogs))
+        read = Backlog(floor, asked, page.next_page_token, pages=1, below=below(page, floor, by_start))
+        backlogs = _few((read, *mark.backlogs))
     # a start in the future would hide later ones
     newest = min(max(page.starts), page.now) if page.starts else mark.newest
     if newest is None:
@@ -121,10 +122,10 @@ def catch_up(
             walk.useful = not all(map(is_known, page.runs))
             max_pages -= walk.useful or (searching and not walk.repeats)
             by_start = order(page, mark.by_start)
-            if reaches(page, walk.backlog.floor, by_start):
+            if reaches(page, walk.backlog.floor, by_start, before=walk.backlog.below):
                 walks = walk.end(walks)
             else:
-                walk.advance(page)
+                walk.advance(page, by_start)
             mark = replace(mark, by_start=by_start, backlogs=tuple(each.backlog for each in walks))
             yield page, mark
 
@@ -154,7 +155,7 @@ class _Walk:
             if error.reason in NOT_THE_TOKEN or not self.useful:
                 raise
         self.repeats, self.restarted = self.backlog.pages, True
-        self.backlog = replace(self.backlog, token=None, pages=0)
+        self.backlog = replace(self.backlog, token=None, pages=0, below=0)
         self._pages = self._from(None)
         return next(self._pages)
 
@@ -172,8 +173,10 @@ class _Walk:
         at, floor = walks.index(self), self.backlog.floor
         return walks[:at] + [each for each in walks[at + 1 :] if each.backlog.floor < floor or each.is_search]
 
-    def advance(self, page: RunsPage) -> None:
-        self.backlog = replace(self.backlog, token=page.next_page_token, pages=self.backlog.pages + 1)
+    def advance(self, page: RunsPage, by_start: bool | None) -> None:
+        read = self.backlog
+        row = below(page, read.floor, by_start, read.below)
+        self.backlog = replace(read, token=page.next_page_token, pages=read.pages + 1, below=row)
         self.repeats = max(self.repeats - 1, 0)
 
 
@@ -232,16 +235,23 @@ def _out_of_order(keys: list[float]) -> int:
     return len(keys) - len(lowest)
 
 
-def reaches(page: RunsPage, floor: float, by_start: bool | None, known: int = 0) -> bool:
+def reaches(page: RunsPage, floor: float, by_start: bool | None, *, known: int = 0, before: int = 0) -> bool:
     """Whether all beyond this page is from before `floor`: by start, or by end where that is no order.
 
-    Items without times tell nothing, but for the `known` ones.
+    Items without times tell nothing, but for the `known` ones. At the end of the pages `before` this one so
+    many runs in a row are from before the floor.
     """
     if page.next_page_token is None:
         return True
+    items = max(len(page.runs) + len(page.malformed), TAIL)
+    return below(page, floor, by_start, before) >= min(TAIL, items - known)
+
+
+def below(page: RunsPage, floor: float, by_start: bool | None, before: int = 0) -> int:
+    """How many runs in a row are from before `floor` at the end of the page; `before` of those before it."""
     tail = _keys(page, by_start)[-TAIL:]
-    enough = min(TAIL, len(page.runs) + len(page.malformed) - known)
-    return bool(tail or known) and len(tail) >= enough and max(tail, default=-math.inf) < floor
+    above = [n for n, key in enumerate(reversed(tail)) if key >= floor]
+    return above[0] if above else min(before + len(tail), TAIL)
 
 
 def _keys(page: RunsPage, by_start: bool | None) -> list[float]:
@@ -269,5 +279,5 @@ def _few(backlogs: tuple[Backlog, ...]) -> tuple[Backlog, ...]:
         return backlogs
     n = min(range(1, len(stretches)), key=lambda n: stretches[n].pages)
     newer, older = stretches[n - 1 : n + 1]
-    joined = replace(newer, floor=min(newer.floor, older.floor))
+    joined = replace(newer, floor=min(newer.floor, older.floor), below=0)
     return (*stretches[: n - 1], joined, *stretches[n + 1 :], *search)

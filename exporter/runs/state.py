@@ -27,6 +27,7 @@ class Backlog(msgspec.Struct, frozen=True, gc=False):
     token: str | None = None  # None: from the newest run on
     pages: int = 0  # read so far, and to be read again for nothing should the token be refused
     since: float | None = None  # a search for open runs that left the open lists, begun at this instant
+    below: int = 0  # runs in a row from before `floor`, at the end of what was read
 
     @property
     def is_search(self) -> bool:

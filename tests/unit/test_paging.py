@@ -17,6 +17,7 @@ from exporter.runs.paging import (
     MARGIN,
     MAX_BACKLOGS,
     REPEATS,
+    TAIL,
     Ask,
     catch_up,
     next_page_size,
@@ -310,6 +311,28 @@ def test_an_odd_start_at_the_end_of_a_page_ends_no_walk() -> None:
     page, mark = read_newest(Watermark(), ask, size=10, full_size=10, lookback=DAY)
     starts, _ = walk(mark, ask)
     assert {*starts, *starts_of(page)} >= set(runs.starts)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("odd", range(6))
+def test_an_odd_start_on_pages_of_few_runs_ends_no_walk_either(odd: int, size: int) -> None:
+    items = [a_run(start) for start in every(60, 60)]
+    items.insert(odd, a_run(NOW - 2 * DAY, name="queued for two days"))
+
+    def ask(token: str | None, size: int) -> RunsPage:
+        begin = int(token or 0)
+        return RunsPage(items[begin : begin + size], {}, str(begin + size), NOW)
+
+    page, mark = read_newest(
+        Watermark(NOW - HOUR, NOW - HOUR, NOW - 1800), ask, size=size, full_size=size, lookback=DAY
+    )
+    met = set(starts_of(page))
+    while mark.backlogs:  # a page in each scrape
+        starts, mark = walk(mark, ask, max_pages=1, known=met)
+        assert starts
+        met.update(starts)
+    assert {start for start in every(60, 60) if start >= NOW - 1800} <= met
+    assert min(met - {NOW - 2 * DAY}) >= NOW - 1800 - 60 * (TAIL + size)
 
 
 @pytest.mark.parametrize(
