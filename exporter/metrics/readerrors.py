@@ -21,6 +21,7 @@ class ReadErrors:
         self._counts: dict[int, Counter[str]] = {}
         self._shown: set[int] = set()
         self.failing: Mapping[int, ApiError] = {}  # the agents that the newest scrape could not read
+        self._unread: set[int] = set()  # of them those without a page
         self._left_out: tuple[Scrape | None, set[int]] = (None, set())
         self._lock = threading.Lock()
 
@@ -36,8 +37,8 @@ class ReadErrors:
             return dict(self._counts.get(agent_id, {}))
 
     def is_failing(self, agent_id: int) -> bool:
-        """Whether the newest scrape could not read the agent."""
-        return agent_id in self.failing
+        """Whether the newest scrape could not read so much as the agent's newest page."""
+        return agent_id in self._unread
 
     def leave_out(self, scrape: Scrape) -> None:
         """Count the agents that a caller has to leave unread, once in a scrape however many leave."""
@@ -63,6 +64,7 @@ class ReadErrors:
             self._shown &= errors.keys()
         self._log_transitions(errors)
         self.failing = {agent_id: error for agent_id, error in errors.items() if error}
+        self._unread = {agent_id for agent_id in self.failing if scrape.outcomes[agent_id].counts is None}
 
     def _log_transitions(self, errors: Mapping[int, ApiError | None]) -> None:
         """Log which agents became unreadable or readable again, one line each, not one per scrape."""

@@ -74,11 +74,11 @@ def check(
 ) -> None:
     """Read the open lists when there may be an open run that is unknown, or one that has ended.
 
-    Raises ApiError.
+    An error of these lists alone is the reading's, which goes on: the list of all serves. Raises ApiError.
     """
-    if reading.watermark.searching:
-        return
     memory, now = reading.memory.opens, api.deadline.monotonic()
+    if reading.watermark.searching and memory.listing is None:
+        return
     difference = _difference(counts, known, reading)
     listing = memory.listing
     if listing is None:
@@ -92,10 +92,20 @@ def check(
         listing = Listing.of(known.open, limits.page_size)
     before = memory.explained
     reading.memory.opens = replace(memory, explained=None, listing=listing)
-    unmet = _read_lists(api, known, reading, listing, limits.max_pages)
+    try:
+        unmet = _read_lists(api, known, reading, listing, limits.max_pages)
+    except ApiError as error:
+        if error.reason in paging.NOT_THE_TOKEN:  # it is not these lists'
+            raise
+        reading.error = error
+        _look_elsewhere(api, known, reading, route, limits)
+        return
     if unmet is None:
         return
     reading.opens_listed = True
+    if reading.watermark.searching:  # of what these lists did not tell before
+        reading.memory.opens = replace(reading.memory.opens, listing=None)
+        return
     gone = {id_: run for id_, run in known.open.items() if id_ in unmet}
     sought = _settle(api, reading, gone, route, limits, known)
     memory = OpensMemory(None, memory.since, now, sought=sought)
@@ -186,6 +196,20 @@ def _settle(
     for page, watermark in walk:
         reading.take(page, watermark, known)
     return frozenset(unsettled)
+
+
+def _look_elsewhere(
+    api: "AgentApi", known: "Known", reading: "Reading", route: SingleRunRoute, limits: "Limits"
+) -> None:
+    """Now and then look for the known open runs without the open lists, which fail."""
+    memory, now = reading.memory.opens, api.deadline.monotonic()
+    if reading.watermark.searching or now - (memory.checked or now) < CHECK_INTERVAL:
+        return
+    reading.memory.opens = replace(memory, checked=now)
+    met = {run.id for run in reading.met}
+    unmet = {id_: run for id_, run in known.open.items() if id_ not in met}
+    if unmet:
+        _settle(api, reading, unmet, route, limits, known)
 
 
 def single_run(api: "AgentApi", run: OpenRun, route: SingleRunRoute) -> RunDetails | None:

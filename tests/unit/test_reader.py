@@ -271,6 +271,49 @@ def test_an_open_run_that_is_not_where_its_start_says_is_found_and_not_missed(tm
     world.exporter.close()
 
 
+@pytest.mark.parametrize("status", [400, 403, 404, 500])
+@pytest.mark.parametrize("route", [True, False])
+def test_when_the_lists_of_open_runs_fail_for_good_the_agent_is_counted_all_the_same(
+    tmp_path: Path, status: int, route: bool
+) -> None:
+    world = Recorded(tmp_path, filtered_lists=status, single_run=route, page_size=10)
+    world.history(5, apart=30)
+    world.scrapes(5)
+    deep = [world.modus.start_run(AGENT) for _ in range(7)]
+    world.scrapes(1)
+    for _ in range(3):
+        world.history(10, apart=1)
+        world.scrapes(5)
+    for run in deep:
+        world.modus.end_run(run, "error")
+    assert world.scrapes(15) == Counter(completed=35, error=7)
+    world.modus.start_run(AGENT, lasts=1.0, visible_from=world.clock() + 900)
+    for _ in range(30):
+        world.history(1, apart=1)
+        world.scrapes(1)
+    assert world.scrapes(120) == Counter(completed=66, error=7)
+    assert world.missed == {}
+    assert not world.agent.up
+    assert world.agent.last_reconciled is not None
+    assert world.clock() - world.agent.last_reconciled < 2 * HOUR
+    world.modus.filtered_lists = True
+    world.scrapes(3)
+    assert world.agent.up
+    assert world.agent.open_starts == {}
+    world.exporter.close()
+
+
+def test_an_agent_whose_lists_of_open_runs_fail_is_down_in_every_scrape(tmp_path: Path) -> None:
+    world = Recorded(tmp_path, filtered_lists=500, single_run=False, page_size=10, max_pages=1)
+    world.modus.start_run(AGENT)
+    world.history(60, apart=60)
+    world.scrapes(10)
+    for _ in range(40):
+        world.scrapes(1)
+        assert not world.agent.up
+    world.exporter.close()
+
+
 @pytest.mark.parametrize("burst", [8, 9, 10])
 def test_an_open_run_is_not_given_up_for_one_search_of_pages_that_shift_on_replicas_that_lag(
     tmp_path: Path, burst: int
