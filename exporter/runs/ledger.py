@@ -289,10 +289,10 @@ class Ledger:
                 f"{store.place}: the histogram was counted in other buckets; put the old "
                 "histogram.buckets back, or start once with --state.reset-histogram to count it anew"
             )
-        go_on(found.agents.values(), found.meta, self.clock())
         states = found.agents | ({USAGE_ID: found.usage} if found.usage else {})
         counted, marked = found.counted | {USAGE_ID: CountedIds()}, store.marked
         self.take(Taken(id_, state, counted[id_], same_buckets, marked) for id_, state in states.items())
+        go_on(self._accounts.values(), found.meta.written, self._started)
         if found.meta.shard != self._shard:
             note_moved(self._accounts, found.meta.shard, self._started)
         self._said.say(store)

@@ -4,7 +4,6 @@ from collections.abc import Container, Iterable, Mapping
 
 from exporter.modus.discovery import shard_of
 from exporter.runs.account import Account
-from exporter.runs.state import AgentState, Meta
 
 
 def remove_gone(
@@ -27,13 +26,15 @@ def remove_gone(
     return gone
 
 
-def go_on(states: Iterable[AgentState], written: Meta, now: float) -> None:
-    """Take up states after a downtime, in which nobody could see whether an agent is in use."""
-    for state in states:
+def go_on(accounts: Iterable[Account], written: float, now: float) -> None:
+    """Go on after a downtime since `written`, in which nobody could see whether an agent is in use."""
+    for account in accounts:
+        state = account.state
         if not state.unread:  # a reading in which nothing happened is not written
-            state.last_read = max(state.last_read or 0.0, written.written)
+            state.last_read = max(state.last_read or 0.0, written)
         if state.unused_since is not None:
-            state.unused_since += max(now - written.written, 0.0)
+            state.unused_since += max(now - written, 0.0)
+            account.changed = True
 
 
 def note_moved(accounts: Mapping[int, Account], before: tuple[int, int], started: float) -> None:

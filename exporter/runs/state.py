@@ -74,7 +74,7 @@ class Watermark(msgspec.Struct, frozen=True, gc=False):
         return bool(self.backlogs) and any(backlog.is_search for backlog in self.backlogs)
 
 
-class OpenRun(msgspec.Struct, gc=False):
+class OpenRun(msgspec.Struct, gc=False, omit_defaults=True):
     """A run that had not ended when it was last seen."""
 
     workflow_id: str  # empty: too long to be kept for each; such a run is not asked for by itself

@@ -13,7 +13,7 @@ from exporter.modus.discovery import Discovery, Selection, Target, list_agents
 from exporter.modus.errors import ApiError
 from exporter.modus.model import Agent, AgentsPage
 from exporter.runs import check
-from tests.simulation import Clock, DirectApi, Exporter, finished, settings
+from tests.simulation import DAY, Clock, DirectApi, Exporter, finished, settings
 
 
 @pytest.fixture
@@ -234,6 +234,21 @@ def test_idle_agents_stay_in_the_exposition_when_the_list_fails_after_a_restart_
     assert world.exporter.ledger.agents()[IDLE].last_read == read
     world.modus.fault = lambda request: world.modus.error(500) if request.operation == "list_agents" else None
     assert world.scrape(1) == {BUSY: 30, IDLE: 1}
+    world.exporter.close()
+
+
+def test_a_downtime_is_no_absence_also_when_a_second_one_follows(tmp_path: Path) -> None:
+    world = Found(tmp_path)
+    world.run(IDLE, 5, 60)
+    world.modus.agents[IDLE].raw = b'{"id": null}'
+    world.scrape()
+    for _ in range(2):
+        world.exporter.close()
+        world.clock.advance(2 * DAY)
+        world.start()
+        world.run(BUSY, 3, 60)
+    world.modus.agents[IDLE].raw = None
+    assert world.scrape() == {BUSY: 6, IDLE: 5}
     world.exporter.close()
 
 
