@@ -19,6 +19,7 @@ from exporter.log import one_line
 from exporter.runs.store import Database, LedgerError, StoreError
 
 CONNECT = 5  # seconds for each host of the URL
+STILL = 5  # seconds that a transaction may stand still between two statements
 KEPT = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
 
 logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # what goes wrong is told once, by who asked
@@ -53,10 +54,10 @@ class Connection:
     def transaction(self, seconds: float, *, snapshot: bool = False) -> Iterator[Cursor]:
         """One durable transaction, which is cut off after `seconds`; any failure closes the connection.
 
-        With `snapshot` all of it sees the database as of one moment.
+        With `snapshot` all of it sees the database as of one moment; it is only for reading.
 
-        The server ends it too when we stand still in it: its locks would keep others from our leases.
-        Raises StoreError.
+        The server ends it too, and soon when we stand still in it: its locks would keep others from our
+        leases. What is written is made before. Raises StoreError.
         """
         try:
             db = self._connect()
@@ -64,10 +65,13 @@ class Connection:
             with _cut_off(db, seconds), db.transaction(), db.cursor(binary=True) as cursor:
                 cursor.execute(
                     "SELECT set_config('statement_timeout', %(limit)s, true), "
-                    "set_config('idle_in_transaction_session_timeout', %(limit)s, true), "
+                    "set_config('idle_in_transaction_session_timeout', %(still)s, true), "
                     "set_config('synchronous_commit', CASE current_setting('synchronous_commit') "
                     "WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)",
-                    {"limit": f"{int(seconds * 1000)}ms"},
+                    {
+                        "limit": f"{int(seconds * 1000)}ms",
+                        "still": f"{int(seconds if snapshot else STILL)}s",  # a snapshot locks nothing
+                    },
                 )
                 yield cursor
         except (psycopg.Error, OSError) as error:  # a connection that is lost has no descriptor any more

@@ -5,7 +5,7 @@ agent over meanwhile. Writes of one agent have growing serial numbers besides: o
 behind changes nothing when it gets through after a newer one.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from exporter.runs import leasetable, tables
@@ -16,6 +16,7 @@ from exporter.runs.state import Corruption, Meta, State
 from exporter.runs.store import Change, Database, LedgerError, StoreError, Tenant, refuse_known
 
 WRITE = 60.0  # seconds that one transaction may take
+IDS_AT_ONCE = 20_000  # ids that are written in one statement: the server waits while it is made
 
 
 class SharedStore:
@@ -116,6 +117,10 @@ class SharedStore:
             raise StoreError(f"{lost} leases are over: others may have these agents")
 
     def _write(self, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
+        for piece in _in_pieces(changes):
+            self._write_piece(cursor, piece, anew=anew)
+
+    def _write_piece(self, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
         ids = [change.agent_id for change in changes]
         states = [change.state or b"" for change in changes]
         new = [(change.agent_id, _encoded(id_), over) for change in changes for id_, over in change.new]
@@ -169,6 +174,19 @@ def read_state(database: Database, *, alone: bool = False) -> State:
                 return found
         except (StoreError, Corruption) as error:
             raise LedgerError(f"{connection.place}: cannot be read: {error}; check state.url") from None
+
+
+def _in_pieces(changes: Iterable[Change]) -> Iterator[list[Change]]:
+    piece: list[Change] = []
+    ids = 0
+    for change in changes:
+        piece.append(change)
+        ids += 1 + len(change.new) + len(change.gone)
+        if ids >= IDS_AT_ONCE:
+            yield piece
+            piece, ids = [], 0
+    if piece:
+        yield piece
 
 
 def _encoded(id_: str) -> bytes:

@@ -941,13 +941,14 @@ def test_a_transaction_that_waits_for_too_long_is_ended_by_the_server_too(
 
 
 def test_a_transaction_in_which_the_exporter_stands_still_is_ended_by_the_server(
-    server: Postgres, clock: Clock
+    server: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It cannot cut its own connection then."""
+    """It cannot cut its own connection then. However long it may take: others wait for the leases."""
+    monkeypatch.setattr(database, "STILL", 1)
 
     def stand_still() -> None:
         connection = Connection(server.database, "test")
-        with closing(connection), connection.transaction(1.0) as cursor:
+        with closing(connection), connection.transaction(600.0) as cursor:
             cursor.execute("SELECT FROM modus_lease FOR SHARE")
             assert not _may_take(server)
             wait_for("no lock is left", lambda: _may_take(server))
@@ -955,6 +956,31 @@ def test_a_transaction_in_which_the_exporter_stands_still_is_ended_by_the_server
     open_ledger(server.database, clock).close()
     with patch.object(database, "_cut_off", lambda *given: nullcontext()), pytest.raises(StoreError):
         stand_still()
+
+
+def test_what_is_written_of_many_agents_is_made_piece_by_piece_in_one_transaction(
+    server: Postgres, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the server waits for it for so long that it takes the exporter for one that stands still."""
+    monkeypatch.setattr(postgres, "IDS_AT_ONCE", 2)
+    agents, pieces = range(1, 8), []
+    write = SharedStore._write_piece
+
+    def written(self: SharedStore, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
+        pieces.append([change.agent_id for change in changes])
+        assert not _found(server)
+        write(self, cursor, changes, anew=anew)
+
+    with closing(open_ledger(server.database, clock, *agents)) as book:
+        for agent_id in agents:
+            record(book, *map(a_run, map(str, range(agent_id % 3))), agent_id=agent_id)
+        with monkeypatch.context() as watched:
+            watched.setattr(SharedStore, "_write_piece", written)
+            book.commit()
+        assert pieces == [[1], [2], [3, 4], [5], [6, 7]]
+    assert {id_: len(ids) for id_, ids in ids_of(read_state(server.database)).items()} == {
+        agent_id: agent_id % 3 for agent_id in agents
+    }
 
 
 def _may_take(server: Postgres) -> bool:
