@@ -141,9 +141,9 @@ class Fleet:
                 self._join(cursor)
             members = self._members(cursor)
             self._ours = leasetable.ours(cursor, self.member)
-            leasetable.note_said(cursor, self.member, said)
+            later = leasetable.note_said(cursor, self.member, said)
         for agent_id, number in said.items():
-            if self.said.get(agent_id) == number:
+            if agent_id not in later and self.said.get(agent_id) == number:
                 del self.said[agent_id]
         self._renewed, self._until = began, began + TERM - MARGIN
         return members | {self.member: len(self._agents)}
@@ -234,8 +234,8 @@ class Fleet:
         """Let others have what has not been shown since the tick before. Raises StoreError."""
         if self._leaving:
             with self._connection.transaction(REQUEST) as cursor:
-                leasetable.free(cursor, self.member, self._leaving)
-            self._leaving.clear()
+                kept = leasetable.free(cursor, self.member, self._leaving)
+            self._leaving = {agent_id: self._leaving[agent_id] for agent_id in kept}
 
     def _end(self) -> None:
         """Give all back and leave the fleet; where the database is away, our term runs out."""

@@ -1,6 +1,7 @@
-"""The rows of members and leases in the shared database: each function is one statement in a transaction.
+"""The rows of members and leases in the shared database, as they are changed within a transaction.
 
-A lease is free when its owner is no member (any more). Times are the database's.
+A lease is free when its owner is no member (any more). Times are the database's. Leases that a commit has
+locked are left as they are where that can wait: who waits here renews nothing meanwhile.
 """
 
 from collections.abc import Collection, Mapping
@@ -79,23 +80,41 @@ def take(cursor: Cursor, member: int, agent_ids: Collection[int], number: int) -
     return dict(cursor.fetchall())
 
 
-def free(cursor: Cursor, member: int, agent_ids: Collection[int]) -> None:
-    """Give leases back."""
+def free(cursor: Cursor, member: int, agent_ids: Collection[int]) -> set[int]:
+    """Give leases back; returns those that a commit still holds, which are kept."""
     cursor.execute(
-        "UPDATE modus_lease SET owner = NULL, since = clock_timestamp() "
-        "WHERE owner = %s AND agent_id = ANY(%s::bigint[])",
+        "WITH free AS (SELECT agent_id FROM modus_lease WHERE owner = %s AND agent_id = ANY(%s::bigint[]) "
+        "FOR UPDATE SKIP LOCKED) UPDATE modus_lease SET owner = NULL, since = clock_timestamp() FROM free "
+        "WHERE modus_lease.agent_id = free.agent_id",
         [member, list(agent_ids)],
     )
+    cursor.execute(
+        "SELECT agent_id FROM modus_lease WHERE owner = %s AND agent_id = ANY(%s::bigint[])",
+        [member, list(agent_ids)],
+    )
+    return {agent_id for (agent_id,) in cursor}
 
 
-def note_said(cursor: Cursor, member: int, said: Mapping[int, int]) -> None:
-    """Have the next owners of agents know which of their lines the log has already."""
-    if said:
-        cursor.execute(
-            "UPDATE modus_lease SET said = new.said FROM unnest(%s::bigint[], %s::bigint[]) "
-            "AS new (agent_id, said) WHERE modus_lease.agent_id = new.agent_id AND owner = %s",
-            [list(said), list(said.values()), member],
-        )
+def note_said(cursor: Cursor, member: int, said: Mapping[int, int]) -> set[int]:
+    """Have the next owners of agents know which of their lines the log has already.
+
+    Returns those that a commit still holds: they are to be noted later.
+    """
+    if not said:
+        return set()
+    lines = [list(said), list(said.values()), member]
+    cursor.execute(
+        "WITH new AS (SELECT agent_id, new.said FROM modus_lease JOIN unnest(%s::bigint[], %s::bigint[]) "
+        "AS new (agent_id, said) USING (agent_id) WHERE owner = %s FOR UPDATE OF modus_lease SKIP LOCKED) "
+        "UPDATE modus_lease SET said = new.said FROM new WHERE modus_lease.agent_id = new.agent_id",
+        lines,
+    )
+    cursor.execute(
+        "SELECT agent_id FROM modus_lease JOIN unnest(%s::bigint[], %s::bigint[]) AS new (agent_id, said) "
+        "USING (agent_id) WHERE modus_lease.said <> new.said AND owner = %s",
+        lines,
+    )
+    return {agent_id for (agent_id,) in cursor}
 
 
 def leave(cursor: Cursor, member: int) -> None:

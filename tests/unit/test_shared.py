@@ -382,10 +382,10 @@ def test_agents_are_given_back_a_tick_after_they_were_shown_last(
                 shown[member] = set(filter(each.holds, team.agents))
         return renew(cursor, member, *more)  # type: ignore[arg-type]
 
-    def given_back(cursor: Cursor, member: int, agent_ids: Collection[int]) -> None:
+    def given_back(cursor: Cursor, member: int, agent_ids: Collection[int]) -> set[int]:
         early.update(shown[member].intersection(agent_ids))
         freed.update(agent_ids)
-        free(cursor, member, agent_ids)
+        return free(cursor, member, agent_ids)
 
     with monkeypatch.context() as watched:
         watched.setattr(leasetable, "renew", renewed)
@@ -923,6 +923,27 @@ def test_what_is_committed_is_on_the_disk_whatever_the_database_is_set_to(
     connection = Connection(server.database, "test")
     with closing(connection), connection.transaction(5.0) as cursor:
         assert cursor.execute("SHOW synchronous_commit").fetchall() == [(used,)]
+
+
+def test_leases_are_renewed_while_a_commit_keeps_what_is_to_be_given_back_or_marked(
+    server: Postgres, clock: Clock
+) -> None:
+    """Who waits for a slow commit of its own would lose all that it has."""
+    with closing(open_ledger(server.database, clock, AGENT, 8)) as book:
+        fleet = book.leases
+        with server.connect() as slow, slow.transaction():
+            slow.execute("SELECT FROM modus_lease FOR SHARE")
+            fleet.said.update({8: 5})  # type: ignore[attr-defined]
+            fleet.want(frozenset({8}), Deadline(20.0))
+            wait_for("one is let go", lambda: not fleet.holds(AGENT))
+            seen = set[object]()
+            renewed = "SELECT expires FROM modus_member"
+            wait_for("it renews", lambda: seen.update(server.ask(renewed)) or len(seen) > 3)
+            assert not fleet.problems  # type: ignore[attr-defined]
+            assert server.ask("SELECT owner IS NULL, said FROM modus_lease") == [(False, 0)] * 2
+        wait_for("one is given back", lambda: server.ask("SELECT FROM modus_lease WHERE owner IS NULL"))
+        wait_for("the other one is marked", lambda: server.ask("SELECT FROM modus_lease WHERE said = 5"))
+        assert not fleet.said  # type: ignore[attr-defined]
 
 
 def test_a_transaction_that_waits_for_too_long_is_ended_by_the_server_too(
