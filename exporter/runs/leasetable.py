@@ -69,13 +69,21 @@ def enter(cursor: Cursor, agent_ids: Collection[int]) -> None:
 
 
 def take(cursor: Cursor, member: int, agent_ids: Collection[int], number: int) -> dict[int, int]:
-    """Take so many free leases of these agents; returns their new epochs. Others who take do not wait."""
+    """Take so many free leases of these agents; returns their new epochs. Others who take do not wait.
+
+    Whether they are free is asked again once they are locked: a statement knows the members of its beginning
+    only. An epoch is above all under which the agent was written, also where its lease was made anew.
+    """
     cursor.execute(
-        "WITH free AS (SELECT agent_id FROM modus_lease WHERE agent_id = ANY(%s::bigint[]) "
-        "AND coalesce(owner, 0) NOT IN (SELECT id FROM modus_member) LIMIT %s FOR UPDATE SKIP LOCKED) "
-        "UPDATE modus_lease SET owner = %s, epoch = epoch + 1, since = clock_timestamp() FROM free "
-        "WHERE modus_lease.agent_id = free.agent_id RETURNING modus_lease.agent_id, epoch",
-        [list(agent_ids), number, member],
+        "SELECT agent_id FROM modus_lease WHERE agent_id = ANY(%s::bigint[]) "
+        "AND coalesce(owner, 0) NOT IN (SELECT id FROM modus_member) LIMIT %s FOR UPDATE SKIP LOCKED",
+        [list(agent_ids), number],
+    )
+    cursor.execute(
+        "UPDATE modus_lease AS lease SET owner = %s, since = clock_timestamp(), epoch = 1 + greatest(epoch, "
+        "(SELECT epoch FROM modus_agent WHERE agent_id = lease.agent_id)) WHERE agent_id = ANY(%s::bigint[]) "
+        "AND coalesce(owner, 0) NOT IN (SELECT id FROM modus_member) RETURNING agent_id, epoch",
+        [member, [agent_id for (agent_id,) in cursor.fetchall()]],
     )
     return dict(cursor.fetchall())
 

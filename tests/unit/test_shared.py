@@ -342,6 +342,35 @@ def test_a_member_that_dies_loses_its_agents_when_its_term_is_over(
     assert {agent_id: now[agent_id] - epoch for agent_id, epoch in epochs} == dict.fromkeys(dict(epochs), 1)  # type: ignore[operator,call-overload]
 
 
+def test_no_agent_is_given_to_two_who_take_at_once(server: Postgres) -> None:
+    """The one that came first is slow, and has not seen the other become a member."""
+    Ledger(server.database, BOUNDS, lookback=DAY).close()
+    server.do(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        "BEGIN IF NEW.owner = 1 THEN PERFORM pg_advisory_xact_lock(7); END IF; RETURN NEW; END $$"
+    )
+    server.do("CREATE TRIGGER slow BEFORE UPDATE ON modus_lease FOR EACH ROW EXECUTE FUNCTION wait()")
+    server.do("INSERT INTO modus_lease (agent_id) SELECT generate_series(1, 20)")
+    server.do("INSERT INTO modus_member VALUES (1, 'slow', now() + interval '1 hour', 0, 0)")
+
+    def take(member: int) -> set[int]:
+        with server.connect() as db, db.transaction(), db.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_hashjoin = off")  # row by row, as with many rows
+            cursor.execute("SET LOCAL enable_mergejoin = off")
+            return set(leasetable.take(cursor, member, range(1, 21), 15))  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(1) as pool, server.connect() as held:
+        held.execute("SELECT pg_advisory_lock(7)")
+        slow = pool.submit(take, 1)
+        waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 7"
+        wait_for("the first one waits", lambda: server.ask(waits))
+        server.do("INSERT INTO modus_member VALUES (2, 'fast', now() + interval '1 hour', 0, 0)")
+        fast = take(2)
+        held.execute("SELECT pg_advisory_unlock(7)")
+        assert fast
+        assert not fast & slow.result()
+
+
 @pytest.mark.usefixtures("all_terms_over")
 def test_who_lost_its_leases_without_noticing_can_write_nothing(
     make_fleet: Callable[[int], Fleet], boot: BootClock
@@ -923,6 +952,30 @@ def test_what_is_committed_is_on_the_disk_whatever_the_database_is_set_to(
     connection = Connection(server.database, "test")
     with closing(connection), connection.transaction(5.0) as cursor:
         assert cursor.execute("SHOW synchronous_commit").fetchall() == [(used,)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE modus_lease SET epoch = 0, owner = NULL WHERE agent_id = 7",
+    ],
+)
+def test_an_agent_whose_lease_is_not_what_it_was_gets_a_new_one_and_is_written(
+    server: Postgres, clock: Clock, damage: str
+) -> None:
+    """As in an older copy of the database. Its new lease is newer than all under which it was written."""
+    for number in range(3):
+        with closing(open_ledger(server.database, clock, AGENT, 8)) as book:
+            record(book, a_run(f"wf:{number}"))
+    with closing(open_ledger(server.database, clock, AGENT, 8)) as book:
+        before = book.leases.changes
+        server.do(damage)
+        wait_for("it was lost", lambda: book.leases.changes > before)
+        wait_for("it is ours anew", lambda: book.leases.holds(AGENT))
+        record(book, a_run("wf:3"))
+        book.commit()
+        assert book.up
+    assert read_state(server.database).counted[AGENT].keys() == {f"wf:{number}" for number in range(4)}
 
 
 def test_leases_are_renewed_while_a_commit_keeps_what_is_to_be_given_back_or_marked(
