@@ -60,6 +60,7 @@ class Fleet:
         # how many leases the database says are ours, the sum of their epochs, and who reads the usage
         self._ours: tuple[int, int, int | None] = (0, 0, None)
         self._swept = boot_clock()
+        self._doubted = False  # whether the leases are those that the database says are ours
         self._settled = threading.Event()  # nothing is left to be taken
         self._wake = threading.Event()
         self._closing = False
@@ -84,6 +85,11 @@ class Fleet:
     def epoch(self, agent_id: int) -> int | None:
         """The epoch of our lease; None when we have none."""
         return self._epochs.get(agent_id)
+
+    def doubt(self) -> None:
+        """A write found out that a lease is not ours: it is looked up which are, also where numbers agree."""
+        self._doubted = True
+        self._wake.set()
 
     def close(self) -> None:
         """Give all back, within a few seconds."""
@@ -125,6 +131,7 @@ class Fleet:
             self._settled.set()
         if problem:
             self._watch.forget()
+            self._entered = frozenset()  # it may be another database by now, or an older copy
             self.problems += 1
         if problem and not self.problem:
             log.error("the leases cannot be renewed", extra=fields(path=self._place, error=problem))
@@ -155,7 +162,7 @@ class Fleet:
         self._drop(list(self._epochs))
         self._leaving.clear()
         self._settled.clear()
-        self.member = 0
+        self.member, self._entered = 0, frozenset()
         if tables.buckets_of(tables.read_meta(cursor, self._place)) != self._buckets:
             raise LedgerError("the fleet counts in other histogram.buckets: restart this exporter with them")
         self.member = 1 + secrets.randbits(62)  # no sequence: after a failover one may give a number again
@@ -216,10 +223,12 @@ class Fleet:
     def _compare(self) -> None:
         """Where the database says otherwise what is ours, believe it: others do. Raises StoreError."""
         known = self._epochs | self._leaving
-        if self._ours[:2] == (len(known), sum(known.values())):
+        if self._ours[:2] == (len(known), sum(known.values())) and not self._doubted:
             return
+        self._doubted = False
         with self._connection.transaction(REQUEST) as cursor:
             ours = leasetable.held(cursor, self.member)
+        self._entered = frozenset()  # the rows may be gone
         self._drop([agent_id for agent_id, epoch in self._epochs.items() if ours.get(agent_id) != epoch])
         self._load({id_: ours[id_] for id_ in ours.keys() - self._epochs.keys() - self._leaving.keys()})
 

@@ -114,6 +114,7 @@ class SharedStore:
             [[each.agent_id for each in changes], [each.epoch for each in changes], self._fleet.member],
         )
         if lost := len(changes) - len(cursor.fetchall()):
+            self._fleet.doubt()
             raise StoreError(f"{lost} leases are over: others may have these agents")
 
     def _write(self, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:

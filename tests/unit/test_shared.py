@@ -957,6 +957,8 @@ def test_what_is_committed_is_on_the_disk_whatever_the_database_is_set_to(
 @pytest.mark.parametrize(
     "damage",
     [
+        "DELETE FROM modus_lease WHERE agent_id = 7",
+        "TRUNCATE modus_lease",
         "UPDATE modus_lease SET epoch = 0, owner = NULL WHERE agent_id = 7",
     ],
 )
@@ -976,6 +978,48 @@ def test_an_agent_whose_lease_is_not_what_it_was_gets_a_new_one_and_is_written(
         book.commit()
         assert book.up
     assert read_state(server.database).counted[AGENT].keys() == {f"wf:{number}" for number in range(4)}
+
+
+def test_members_share_the_agents_again_after_all_tables_were_made_anew(
+    make_fleet: Callable[[int], Fleet],
+) -> None:
+    """As after a failover to an empty server, which somebody else has made ready."""
+    team = make_fleet(4)
+    team.join()
+    team.join()
+    team.settle()
+    names = ("meta", "member", "lease", "agent", "counted", "aside")
+    team.server.do(f"DROP TABLE {', '.join(f'modus_{name}' for name in names)}")
+    wait_for("both notice", lambda: all(member.ledger.leases.problem for member in team.members))
+    Ledger(team.server.database, BOUNDS, lookback=DAY).close()
+    wait_for("both are back", lambda: not any(member.ledger.leases.problem for member in team.members))
+    team.totals.clear()
+    team.settle()
+    assert team.server.ask("SELECT count(*) FROM modus_lease WHERE agent_id > 0") == [(4,)]
+
+
+def test_a_swap_of_leases_that_changes_no_number_is_noticed_with_the_next_write(
+    server: Postgres, clock: Clock
+) -> None:
+    """As an older copy of the database may have them."""
+    with closing(open_ledger(server.database, clock, AGENT, 8)) as book:
+        server.do("INSERT INTO modus_member VALUES (1, 'any', now() + interval '1 hour', 1, 0)")
+        wait_for("one is given back", lambda: server.ask("SELECT FROM modus_lease WHERE owner IS NULL"))
+        ((theirs,),) = server.ask("SELECT agent_id FROM modus_lease WHERE owner IS NULL")
+        server.do("UPDATE modus_lease SET owner = 1 WHERE owner IS NULL")
+        server.do("UPDATE modus_lease SET epoch = 5")
+        ours = 7 + 8 - int(str(theirs))
+        wait_for("it knows", lambda: book.leases.epoch(ours) == 5)
+        member = book.leases.member  # type: ignore[attr-defined]
+        swapped = "UPDATE modus_lease SET owner = CASE WHEN owner = 1 THEN %s ELSE 1 END"
+        server.do(swapped, member)
+        record(book, a_run(), agent_id=ours)
+        book.commit()
+        assert not book.up
+        wait_for("it has the other one", lambda: book.leases.holds(int(str(theirs))))
+        assert not book.leases.holds(ours)
+        book.commit()
+        assert book.up
 
 
 def test_leases_are_renewed_while_a_commit_keeps_what_is_to_be_given_back_or_marked(
