@@ -172,7 +172,7 @@ class Fleet:
         """How many agents each member has; memberships that are over are ended."""
         rows = leasetable.members(cursor)
         dead = self._watch.dead({id_: expires for id_, _, expires in rows}, boot_clock()) - {self.member}
-        gone = leasetable.end_dead(cursor, dead) if dead else set()
+        gone = leasetable.end_dead(cursor, dead, TERM) if dead else set()
         return {id_: agents for id_, agents, _ in rows if id_ not in gone}
 
     def _share(self, held: dict[int, int]) -> None:

@@ -35,11 +35,15 @@ def members(cursor: Cursor) -> list[tuple[int, int, Any]]:
     return cursor.fetchall()
 
 
-def end_dead(cursor: Cursor, dead: Collection[int]) -> set[int]:
-    """End those of these memberships that are over, which frees their leases; returns which."""
+def end_dead(cursor: Cursor, dead: Collection[int], term: float) -> set[int]:
+    """End those of these memberships that are over, which frees their leases; returns which.
+
+    So is one that ends later than it can: the clock was set back since it was renewed.
+    """
     cursor.execute(
-        "DELETE FROM modus_member WHERE id = ANY(%s) AND expires < clock_timestamp() RETURNING id",
-        [list(dead)],
+        "DELETE FROM modus_member WHERE id = ANY(%s) AND (expires < clock_timestamp() "
+        "OR expires > clock_timestamp() + %s * interval '1 s') RETURNING id",
+        [list(dead), term],
     )
     return {id_ for (id_,) in cursor}
 

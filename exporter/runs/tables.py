@@ -13,6 +13,7 @@ from zlib import crc32
 import msgspec
 
 from exporter.log import fields, one_line
+from exporter.runs import leases
 from exporter.runs.database import Cursor
 from exporter.runs.ids import CountedIds, add_checksum
 from exporter.runs.schema import DAMAGE, checksum_of
@@ -229,8 +230,15 @@ def read_all(cursor: Cursor, place: str) -> State:
 
 
 def refuse_members(cursor: Cursor) -> None:
-    """Raise StoreError while exporters use the database."""
-    cursor.execute("SELECT name FROM modus_member WHERE expires > clock_timestamp()")
+    """Raise StoreError while exporters use the database.
+
+    A membership that ends later than it can is from before its clock was set back: who lives renews it.
+    """
+    cursor.execute(
+        "SELECT name FROM modus_member WHERE expires > clock_timestamp() "
+        "AND expires <= clock_timestamp() + %s * interval '1 s'",
+        [leases.TERM],
+    )
     if names := [name for (name,) in cursor]:
         raise StoreError(f"{len(names)} exporters use it ({', '.join(sorted(names))}): stop them first")
 

@@ -342,6 +342,24 @@ def test_a_member_that_dies_loses_its_agents_when_its_term_is_over(
     assert {agent_id: now[agent_id] - epoch for agent_id, epoch in epochs} == dict.fromkeys(dict(epochs), 1)  # type: ignore[operator,call-overload]
 
 
+@pytest.mark.usefixtures("all_terms_over")
+def test_a_member_that_dies_loses_its_agents_also_after_the_clock_of_the_database_was_set_back(
+    make_fleet: Callable[[int], Fleet], boot: BootClock
+) -> None:
+    team = make_fleet(4)
+    team.join()
+    team.join()
+    team.settle()
+    dead = team.members.pop()
+    leases = abandon(dead.ledger)
+    team.server.do(
+        "UPDATE modus_member SET expires = clock_timestamp() + interval '1 day' WHERE id = %s", leases.member
+    )
+    end_term(boot, team, leases)
+    assert team.settle() == [4]
+    dead.close()
+
+
 def test_no_agent_is_given_to_two_who_take_at_once(server: Postgres) -> None:
     """The one that came first is slow, and has not seen the other become a member."""
     Ledger(server.database, BOUNDS, lookback=DAY).close()
@@ -1547,6 +1565,17 @@ def test_nothing_is_imported_from_or_into_a_store_in_use(
                 importing.run(path, server.database, io.StringIO())
         with pytest.raises(LedgerError, match="stop them first"):
             importing.run(path, server.database, io.StringIO())
+
+
+def test_who_died_before_the_clock_of_the_database_was_set_back_keeps_nobody_from_an_import(
+    server: Postgres, tmp_path: Path, clock: Clock
+) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run())
+        book.commit()
+        abandon(book)
+    server.do("UPDATE modus_member SET expires = clock_timestamp() + interval '1 day'")
+    assert importing.run(server.database, str(tmp_path / "state.db"), io.StringIO()) == 0
 
 
 def test_what_is_not_there_cannot_be_imported_and_leaves_no_file(server: Postgres, tmp_path: Path) -> None:
