@@ -135,12 +135,17 @@ def leave(cursor: Cursor, member: int) -> None:
 
 
 def sweep(cursor: Cursor, wanted: Collection[int], seconds: float) -> None:
-    """Forget agents that have been free for so long, but for those that are wanted."""
+    """Forget agents that have been free for so long, but for those that are wanted.
+
+    Of one whose owner is no member any more nobody knows since when it is free: that counts from now on.
+    """
     cursor.execute(
-        "WITH old AS (DELETE FROM modus_lease WHERE agent_id <> ALL(%s::bigint[]) "
-        "AND coalesce(owner, 0) NOT IN (SELECT id FROM modus_member) "
-        "AND since < clock_timestamp() - %s * interval '1 s' RETURNING agent_id), "
+        "WITH freed AS (UPDATE modus_lease SET owner = NULL, since = clock_timestamp() "
+        "WHERE agent_id <> ALL(%(wanted)s::bigint[]) AND owner NOT IN (SELECT id FROM modus_member) "
+        "AND since < clock_timestamp() - %(seconds)s * interval '1 s'), "
+        "old AS (DELETE FROM modus_lease WHERE agent_id <> ALL(%(wanted)s::bigint[]) AND owner IS NULL "
+        "AND since < clock_timestamp() - %(seconds)s * interval '1 s' RETURNING agent_id), "
         "states AS (DELETE FROM modus_agent USING old WHERE modus_agent.agent_id = old.agent_id) "
         "DELETE FROM modus_counted USING old WHERE modus_counted.agent_id = old.agent_id",
-        [sorted(wanted), seconds],
+        {"wanted": sorted(wanted), "seconds": seconds},
     )

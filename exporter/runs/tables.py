@@ -85,7 +85,9 @@ def prepare(cursor: Cursor, place: str, meta: Meta, *, reset_histogram: bool) ->
     if changed:
         _set_meta(cursor, msgspec.structs.replace(found, version=SCHEMA_VERSION))
         cursor.execute("DELETE FROM modus_member")
-        cursor.execute("UPDATE modus_lease SET owner = NULL")
+        cursor.execute(
+            "UPDATE modus_lease SET owner = NULL, since = clock_timestamp() WHERE owner IS NOT NULL"
+        )
     return found
 
 

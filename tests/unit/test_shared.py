@@ -789,6 +789,30 @@ def test_only_what_nobody_wants_or_has_for_long_is_forgotten(server: Postgres, c
     assert {id_ for (id_,) in server.ask("SELECT agent_id FROM modus_lease")} == {wanted, leased, young}
 
 
+def test_what_a_dead_member_had_is_kept_for_a_while_however_long_it_had_it(
+    server: Postgres, clock: Clock
+) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run())
+        book.commit()
+        abandon(book)
+    server.do("UPDATE modus_lease SET since = '-infinity'")
+    server.do("DELETE FROM modus_member")
+
+    def sweep() -> list[tuple[object, ...]]:
+        with server.connect() as db, db.cursor() as cursor:
+            leasetable.sweep(cursor, {8}, 3600.0)  # type: ignore[arg-type]
+        return server.ask("SELECT agent_id FROM modus_lease")
+
+    assert sweep() == [(AGENT,)]
+    server.do("UPDATE modus_lease SET since = since - interval '59 minutes'")
+    assert sweep() == [(AGENT,)]
+    assert ids_of(read_state(server.database)) == {AGENT: {"wf:1"}}
+    server.do("UPDATE modus_lease SET since = since - interval '1 minute'")
+    assert sweep() == []
+    assert ids_of(read_state(server.database)) == {}
+
+
 @pytest.mark.parametrize("dies", [True, False], ids=["dies", "stops"])
 def test_a_line_for_the_log_is_not_said_again_by_the_next_member(
     server: Postgres, clock: Clock, caplog: pytest.LogCaptureFixture, dies: bool
