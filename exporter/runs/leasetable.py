@@ -5,7 +5,6 @@ locked are left as they are where that can wait: who waits here renews nothing m
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from exporter.runs.database import Cursor
 from exporter.runs.state import USAGE_ID
@@ -29,9 +28,9 @@ def join(cursor: Cursor, member: int, name: str, term: float) -> None:
     )
 
 
-def members(cursor: Cursor) -> list[tuple[int, int, Any]]:
-    """Number, agents and end of each membership."""
-    cursor.execute("SELECT id, agents, expires FROM modus_member")
+def members(cursor: Cursor) -> list[tuple[int, int, str]]:
+    """Number, agents and end of each membership, which is whatever somebody wrote there."""
+    cursor.execute("SELECT id, agents, expires::text FROM modus_member")
     return cursor.fetchall()
 
 

@@ -159,7 +159,7 @@ def read_counted(cursor: Cursor, rows: Iterable[Row]) -> None:
     sums = dict.fromkeys(by_id, 0)
     cursor.execute("SELECT agent_id, run_id, over FROM modus_counted WHERE agent_id = ANY(%s)", [list(by_id)])
     for agent_id, run_id, over in cursor:
-        id_ = run_id.decode("utf-8", "surrogatepass")
+        id_ = _id_of(run_id)
         by_id[agent_id].counted.add(id_, over)
         sums[agent_id] = add_checksum(sums[agent_id], id_, over)
     for agent_id, row in by_id.items():
@@ -167,6 +167,14 @@ def read_counted(cursor: Cursor, rows: Iterable[Row]) -> None:
         assert isinstance(state, AgentState)  # noqa: S101
         if (state.ids_number, state.ids_sum) != (len(row.counted), sums[agent_id]):
             _set_aside(cursor, row, "its counted runs are not those that were written")
+
+
+def _id_of(run_id: bytes) -> str:
+    """The id of a run; of what is none another one than was written, so that the checksum tells."""
+    try:
+        return run_id.decode()
+    except UnicodeDecodeError:
+        return repr(run_id)
 
 
 def _decoded(agent_id: int, state: bytes, checksum: bytes) -> AgentState | UsageState:
@@ -221,7 +229,7 @@ def read_all(cursor: Cursor, place: str) -> State:
             state.unread = True  # what it says of its last read holds, not when anybody wrote last
     cursor.execute("SELECT agent_id, run_id, over FROM modus_counted")
     for agent_id, run_id, over in cursor:
-        found.counted.setdefault(agent_id, CountedIds()).add(run_id.decode("utf-8", "surrogatepass"), over)
+        found.counted.setdefault(agent_id, CountedIds()).add(_id_of(run_id), over)
     for agent_id, state in found.agents.items():
         ids = 0
         for id_, over in found.counted[agent_id].items():

@@ -1359,6 +1359,9 @@ def test_a_write_that_gets_through_after_a_newer_one_changes_nothing(server: Pos
         "UPDATE modus_agent SET checksum = '\\x00'",
         "UPDATE modus_counted SET over = over + 1",
         "DELETE FROM modus_counted WHERE run_id = 'wf:1'",
+        "UPDATE modus_counted SET run_id = '\\xff' WHERE run_id = 'wf:1'",
+        "UPDATE modus_counted SET run_id = '\\xeda080' WHERE run_id = 'wf:1'",
+        "UPDATE modus_counted SET over = 'NaN'",
     ],
 )
 def test_an_agent_that_somebody_edited_is_set_aside_and_begins_anew(
@@ -1376,6 +1379,24 @@ def test_an_agent_that_somebody_edited_is_set_aside_and_begins_anew(
     assert read_state(server.database).counted[AGENT].keys() == {"wf:2", "wf:3"}
     assert [agent_id for (agent_id,) in server.ask("SELECT agent_id FROM modus_aside")] == [AGENT]
     assert "was set aside" in caplog.text
+
+
+def test_a_membership_that_somebody_edited_costs_nobody_else_anything(
+    make_fleet: Callable[[int], Fleet], boot: BootClock
+) -> None:
+    team = make_fleet(2)
+    member = team.join()
+    team.scrape()
+    team.server.do("INSERT INTO modus_member VALUES (1, 'any', 'infinity', 0, 0)")
+
+    def ended() -> bool:
+        boot.ahead += 0.1 * TERM
+        member.scrape()  # else its leases end while the clock moves
+        return not team.server.ask("SELECT FROM modus_member WHERE id = 1")
+
+    wait_for("it is ended", ended)
+    wait_for("its own go on", lambda: len(member.scrape()) == 2)
+    assert not member.ledger.leases.problems  # type: ignore[attr-defined]
 
 
 def test_a_newer_version_takes_over_and_the_older_one_falls_silent_and_says_why(
