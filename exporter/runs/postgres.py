@@ -16,6 +16,7 @@ from exporter.runs.state import Corruption, Meta, State
 from exporter.runs.store import Change, Database, LedgerError, StoreError, Tenant, refuse_known
 
 WRITE = 60.0  # seconds that one transaction may take
+NOTHING = -1, 0  # epoch and serial of an agent that was never written
 IDS_AT_ONCE = 20_000  # ids that are written in one statement: the server waits while it is made
 
 
@@ -68,7 +69,7 @@ class SharedStore:
                 )
                 found = {agent_id: (epoch, serial) for agent_id, epoch, serial in cursor}
             self._problems = problems
-            self._stale = {id_ for id_, at in written.items() if found.get(id_, (-1, 0)) < at}
+            self._stale = {id_ for id_, at in written.items() if found.get(id_, NOTHING) < at}
         self._stale &= self._written.keys()
         return list(self._stale) or None
 
@@ -77,7 +78,7 @@ class SharedStore:
         made = list(changes)
         self._serial += 1
         with self._connection.transaction(WRITE) as cursor:
-            self._lock(cursor, made)
+            self._lock(cursor, made, anew=anew)
             self._write(cursor, made, anew=anew)
         for change in made:
             self._stale.discard(change.agent_id)
@@ -106,16 +107,25 @@ class SharedStore:
         """Close the connection."""
         self._connection.close()
 
-    def _lock(self, cursor: Cursor, changes: Sequence[Change]) -> None:
-        """Keep the leases from being taken over until the end of the transaction. Raises StoreError."""
+    def _lock(self, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
+        """Keep the leases from being taken over until the end of the transaction. Raises StoreError.
+
+        Also where the database holds less than was written: behind a pooler a failover cuts no connection.
+        """
         cursor.execute(
-            "SELECT 1 FROM modus_lease JOIN unnest(%s::bigint[], %s::bigint[]) AS ours (agent_id, epoch) "
-            "USING (agent_id, epoch) WHERE owner = %s ORDER BY agent_id FOR SHARE OF modus_lease",
+            "SELECT agent_id, stored.epoch, stored.serial FROM modus_lease "
+            "JOIN unnest(%s::bigint[], %s::bigint[]) AS ours (agent_id, epoch) USING (agent_id, epoch) "
+            "LEFT JOIN modus_agent AS stored USING (agent_id) WHERE owner = %s ORDER BY agent_id "
+            "FOR SHARE OF modus_lease",
             [[each.agent_id for each in changes], [each.epoch for each in changes], self._fleet.member],
         )
-        if lost := len(changes) - len(cursor.fetchall()):
+        found = {id_: NOTHING if epoch is None else (epoch, serial) for id_, epoch, serial in cursor}
+        if lost := len(changes) - len(found):
             self._fleet.doubt()
             raise StoreError(f"{lost} leases are over: others may have these agents")
+        stale = [agent_id for agent_id, at in found.items() if at < self._written.get(agent_id, at)]
+        if stale and not anew:  # the connection is closed, and with the next one they are written whole
+            raise StoreError(f"the database has lost what was written of {len(stale)} agents")
 
     def _write(self, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
         for piece in _in_pieces(changes):

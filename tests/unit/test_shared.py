@@ -1162,7 +1162,10 @@ def test_cut_connections_lose_and_repeat_nothing(
     assert not [line for line in caplog.records if line.name.startswith("psycopg")], "it is told twice"
 
 
-def test_a_failover_that_lost_the_last_transactions_is_written_again(server: Postgres, clock: Clock) -> None:
+@pytest.mark.parametrize("pooled", [False, True], ids=["", "behind a pooler that keeps our connections"])
+def test_a_failover_that_lost_the_last_transactions_is_written_again(
+    server: Postgres, clock: Clock, pooled: bool
+) -> None:
     with closing(open_ledger(server.database, clock)) as book:
         record(book, a_run("wf:1"))
         book.commit()
@@ -1175,12 +1178,28 @@ def test_a_failover_that_lost_the_last_transactions_is_written_again(server: Pos
         server.do("INSERT INTO modus_agent TABLE modus_then_agent")
         server.do("INSERT INTO modus_counted TABLE modus_then_counted")
         server.do("INSERT INTO modus_counted VALUES (%s, 'forgotten since', 0)", AGENT)
-        server.cut_connections()
-        wait_for("it is written again", lambda: book.commit() or _found(server) == {b"wf:1", b"wf:2"})
+        if not pooled:
+            server.cut_connections()
+        record(book, a_run("wf:3"))
+        wait_for(
+            "it is written again", lambda: book.commit() or _found(server) == {b"wf:1", b"wf:2", b"wf:3"}
+        )
         assert book.up
     with closing(open_ledger(server.database, clock)) as again:
-        record(again, a_run("wf:1"), a_run("wf:2"))
-        assert counted(again) == 2
+        record(again, a_run("wf:1"), a_run("wf:2"), a_run("wf:3"))
+        assert counted(again) == 3
+
+
+def test_an_agent_whose_row_is_gone_is_written_again(server: Postgres, clock: Clock) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run("wf:1"))
+        book.commit()
+        server.do("DELETE FROM modus_agent")
+        server.do("DELETE FROM modus_counted")
+        record(book, a_run("wf:2"))
+        wait_for("it is written again", lambda: book.commit() or _found(server) == {b"wf:1", b"wf:2"})
+        assert book.up
+    assert ids_of(read_state(server.database)) == {AGENT: {"wf:1", "wf:2"}}
 
 
 def _found(server: Postgres) -> set[object]:
