@@ -106,6 +106,14 @@ def free(cursor: Cursor, member: int, agent_ids: Collection[int]) -> set[int]:
     return {agent_id for (agent_id,) in cursor}
 
 
+def end_all(cursor: Cursor, agent_ids: Collection[int]) -> None:
+    """Free these leases whoever has them, when their commits are over."""
+    cursor.execute(
+        "UPDATE modus_lease SET owner = NULL, since = clock_timestamp() WHERE agent_id = ANY(%s::bigint[])",
+        [list(agent_ids)],
+    )
+
+
 def note_said(cursor: Cursor, member: int, said: Mapping[int, int]) -> set[int]:
     """Have the next owners of agents know which of their lines the log has already.
 

@@ -94,13 +94,18 @@ class SharedStore:
         return 0
 
     def adopt(self, meta: Meta, changes: Sequence[Change]) -> None:
-        """Write agents of another store, with leases that are free. Raises StoreError."""
+        """Write agents of another store, with leases that are free. Raises StoreError.
+
+        Who comes meanwhile waits, and who stood still for longer than its membership has lost its leases.
+        """
         ids = [change.agent_id for change in changes]
         with self._connection.transaction(10 * WRITE) as cursor:
+            cursor.execute("LOCK TABLE modus_member IN SHARE MODE")
             tables.refuse_members(cursor)
+            leasetable.enter(cursor, ids)
+            leasetable.end_all(cursor, ids)
             cursor.execute("SELECT agent_id FROM modus_agent WHERE agent_id = ANY(%s)", [ids])
             refuse_known({agent_id for (agent_id,) in cursor}, changes)
-            leasetable.enter(cursor, ids)
             self._write(cursor, changes, anew=False)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from unittest.mock import patch
 
+import psycopg
 import pytest
 
 from exporter.app import App
@@ -1629,6 +1630,45 @@ def test_nothing_is_imported_from_or_into_a_store_in_use(
                 importing.run(path, server.database, io.StringIO())
         with pytest.raises(LedgerError, match="stop them first"):
             importing.run(path, server.database, io.StringIO())
+
+
+def test_who_comes_in_the_middle_of_an_import_waits_for_its_end(
+    server: Postgres, tmp_path: Path, clock: Clock
+) -> None:
+    """Else it would write over what is imported."""
+    source = str(tmp_path / "source.db")
+    with closing(open_ledger(source, clock)) as book:
+        record(book, a_run("wf:1"))
+    write, came = SharedStore._write, []
+
+    def interrupted(self: SharedStore, cursor: Cursor, changes: Sequence[Change], *, anew: bool) -> None:
+        with server.connect() as db, db.cursor() as theirs:
+            theirs.execute("SET lock_timeout = '300ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                leasetable.join(theirs, 12345, "any", TERM)  # type: ignore[arg-type]
+        came.append(1)
+        write(self, cursor, changes, anew=anew)
+
+    with patch.object(SharedStore, "_write", interrupted):
+        importing.run(source, server.database, io.StringIO())
+    assert came
+    assert ids_of(read_state(server.database)) == {AGENT: {"wf:1"}}
+
+
+def test_who_stood_still_before_an_import_writes_nothing_into_it(
+    server: Postgres, tmp_path: Path, clock: Clock
+) -> None:
+    source = str(tmp_path / "source.db")
+    with closing(open_ledger(source, clock)) as book:
+        record(book, a_run("wf:1"))
+    with closing(open_ledger(server.database, clock)) as late:
+        abandon(late)._until = float("inf")
+        server.do("UPDATE modus_member SET expires = '-infinity'")
+        importing.run(source, server.database, io.StringIO())
+        record(late, a_run("wf:2"))
+        late.commit()
+        assert not late.up
+    assert ids_of(read_state(server.database)) == {AGENT: {"wf:1"}}
 
 
 def test_who_died_before_the_clock_of_the_database_was_set_back_keeps_nobody_from_an_import(
