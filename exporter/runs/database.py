@@ -5,6 +5,7 @@ Needs psycopg, the extra `postgres`: nothing imports this file unless a database
 
 import logging
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -83,7 +84,9 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether the last transaction left it open."""
+        """Whether the last transaction left it open, and the server has not closed it since."""
+        if self._open and (self._open.closed or _has_news(self._open)):  # nobody asked: it says goodbye
+            self.close()
         return self._open is not None
 
     def close(self) -> None:
@@ -94,7 +97,7 @@ class Connection:
             self._open = None
 
     def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
-        if self._open is None:
+        if not self.is_open or self._open is None:
             options: dict[str, Any] = {"connect_timeout": CONNECT, "client_encoding": "UTF8"}
             options |= KEPT | {"application_name": f"modus-exporter {self._purpose}"} | self._given
             if (password := self._password()) is not None:
@@ -121,6 +124,13 @@ class Connection:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
+
+
+def _has_news(db: psycopg.Connection[tuple[Any, ...]]) -> bool:
+    """Whether there is something to be read between two transactions, if only the connection's end."""
+    look = select.poll()
+    look.register(db.fileno(), select.POLLIN)
+    return bool(look.poll(0))
 
 
 @contextmanager

@@ -1163,6 +1163,25 @@ def test_cut_connections_lose_and_repeat_nothing(
     assert not [line for line in caplog.records if line.name.startswith("psycopg")], "it is told twice"
 
 
+def test_connections_that_the_server_closes_while_nobody_asks_anything_cost_no_scrape(
+    make_fleet: Callable[[int], Fleet], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with `idle_session_timeout`: what ended in a scrape is shown in the same one."""
+    team = make_fleet(1)
+    team.server.url_options = "%20-cidle_session_timeout%3D300ms"
+    member = team.join()
+    team.scrape()
+    pids = "SELECT pid FROM pg_stat_activity WHERE application_name = 'modus-exporter ledger'"
+    for number in range(2, 4):
+        team.end_run(1)
+        wait_for("it was closed", lambda: not team.server.ask(pids))
+        member.api.before = lambda: None
+        snapshot = member.collector.scrape(None)
+        assert sum(finished(snapshot.agents[0]).values()) == number
+        assert snapshot.ledger_up
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("pooled", [False, True], ids=["", "behind a pooler that keeps our connections"])
 def test_a_failover_that_lost_the_last_transactions_is_written_again(
     server: Postgres, clock: Clock, pooled: bool
