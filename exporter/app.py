@@ -168,6 +168,7 @@ class App:
         else:
             late = "the state cannot be written in time: what was counted last is not durable"
             log.error(late, extra=fields(path=self._ledger.place))
+        self._ledger.leases.close()  # also while a commit waits: others go on from what is durable
         self._client.close()
 
     def _use(self, config: Config) -> Config:

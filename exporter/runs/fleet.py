@@ -22,6 +22,7 @@ from exporter.runs.state import USAGE_ID
 from exporter.runs.store import Database, LedgerError, StoreError, Tenant
 
 REQUEST = 5.0  # seconds that one transaction may take
+END = 8.0  # seconds that giving all back at the end may take: who ends us grants 15 for all
 AT_ONCE = 500  # leases that are taken at once
 SWEEP = 3600.0  # seconds between two looks for agents that nobody wants any more
 
@@ -92,10 +93,13 @@ class Fleet:
         self._wake.set()
 
     def close(self) -> None:
-        """Give all back, within a few seconds."""
-        self._closing = True
+        """Give all back, within a few seconds. May be called again, also meanwhile."""
+        first, self._closing = not self._closing, True
         self._wake.set()
-        self._thread.join(REQUEST)
+        self._thread.join(END)
+        if first and self._thread.is_alive():
+            late = "the leases cannot be given back in time: they run out"
+            log.warning(late, extra=fields(path=self._place))
 
     @property
     def _agents(self) -> list[int]:

@@ -628,8 +628,7 @@ def test_a_member_renews_while_it_loads_many_agents(
     assert "loaded loaded" not in " ".join(said)
 
 
-def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Postgres) -> None:
-    """As after a stop in the middle of it: another one may show these agents by now."""
+def an_app(server: Postgres) -> tuple[SimulatedModus, App]:
     modus = SimulatedModus(fleet={}).start()
     modus.add_agent(AGENT, "Any agent")
     config = Config(
@@ -637,7 +636,49 @@ def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Po
         agents=(AgentConfig(AGENT),),
         state=State(url=DatabaseUrl(server.url)),
     )
-    with closing(App(lambda: config, shard=(0, 1), reset_histogram=False)) as app:
+    return modus, App(lambda: config, shard=(0, 1), reset_histogram=False)
+
+
+def test_leases_are_given_back_at_the_end_also_while_a_commit_waits(
+    server: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    modus, app = an_app(server)
+    with closing(modus):
+        list(waited(app.metrics(10.0, "text"))[1])
+        modus.start_run(AGENT, at=modus.clock() - 60.0, lasts=5.0)
+        with server.connect() as slow, slow.transaction():
+            slow.execute("LOCK TABLE modus_agent IN EXCLUSIVE MODE")
+            list(waited(app.metrics(2.0, "text"))[1])
+            assert server.ask("SELECT FROM modus_member")
+            app.close()
+            assert not server.ask("SELECT FROM modus_member")
+        app._ledger.close()  # as the end of the process
+    assert "the state cannot be written in time" in caplog.text
+    assert "given back" not in caplog.text
+
+
+def test_leases_that_cannot_be_given_back_at_the_end_are_one_line(
+    server: Postgres, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "END", 1.0)
+    modus, app = an_app(server)
+    with closing(modus):
+        list(waited(app.metrics(10.0, "text"))[1])
+        server.pause()
+        try:
+            app.close()
+        finally:
+            server.go_on()
+        app._ledger.leases._thread.join()  # type: ignore[attr-defined]
+        app._ledger.close()
+    said = [line for line in caplog.messages if "given back" in line]
+    assert said == ["the leases cannot be given back in time: they run out"]
+
+
+def test_an_answer_whose_leases_ended_while_it_was_written_is_refused(server: Postgres) -> None:
+    """As after a stop in the middle of it: another one may show these agents by now."""
+    modus, app = an_app(server)
+    with closing(modus), closing(app):
         _, pieces = waited(app.metrics(10.0, "text"))
         assert b'modus_agent_up{agent_id="7"} 1' in b"".join(pieces)
         _, pieces = waited(app.metrics(10.0, "text"))
