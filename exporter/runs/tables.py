@@ -92,15 +92,21 @@ def prepare(cursor: Cursor, place: str, meta: Meta, *, reset_histogram: bool) ->
 
 
 def read_meta(cursor: Cursor, place: str) -> Meta:
-    """What the database says of itself. Raises LedgerError for one of a newer version."""
+    """What the database says of itself. Raises LedgerError, also for one of a newer version."""
     cursor.execute("SELECT version, state FROM modus_meta")
-    version, state = _one(cursor)
+    version, state = cursor.fetchone() or (0, b"")
     if version > SCHEMA_VERSION:
         raise LedgerError(
             f"{place}: a newer modus-exporter has taken it over (schema {version}, this one has "
             f"{SCHEMA_VERSION}); upgrade this one"
         )
-    found: Meta = msgspec.json.decode(state, type=Meta)
+    try:
+        found: Meta = msgspec.json.decode(state, type=Meta)
+    except DAMAGE as error:
+        raise LedgerError(
+            f"{place}: the table modus_meta is not what was written ({one_line(error)}): restore it from a "
+            "backup, or drop all tables modus_* to begin anew"
+        ) from None
     return found
 
 

@@ -1461,6 +1461,25 @@ def test_an_agent_that_somebody_edited_is_set_aside_and_begins_anew(
     assert "was set aside" in caplog.text
 
 
+@pytest.mark.parametrize("damage", ["DELETE FROM modus_meta", "UPDATE modus_meta SET state = '\\xff'"])
+def test_a_database_that_does_not_say_what_it_is_any_more_is_one_line(
+    server: Postgres, clock: Clock, tmp_path: Path, damage: str
+) -> None:
+    with closing(open_ledger(server.database, clock)) as book:
+        record(book, a_run())
+    server.do(damage)
+    for use in (
+        lambda: Ledger(server.database, BOUNDS, lookback=DAY),
+        lambda: read_state(server.database),
+        lambda: importing.run(server.database, str(tmp_path / "state.db"), io.StringIO()),
+    ):
+        with pytest.raises(
+            LedgerError, match=r"modus_meta is not what was written.* drop all tables"
+        ) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
 def test_a_membership_that_somebody_edited_costs_nobody_else_anything(
     make_fleet: Callable[[int], Fleet], boot: BootClock
 ) -> None:
