@@ -211,13 +211,13 @@ class RunsCollector(Collector):
                     self._ledger.mark_shown()
                     self._answered = False
                 targets = self._targets.find(scrape.deadline)
-                if self.leases.holds(USAGE_ID):  # one for the whole organisation
-                    self._usage.start(self._clock() + self._skew, self._targets.known_agents)
                 with self._lock:
                     self._in_use = scrape.targets = targets
                     scrape.deadline.shorten(self._reserve(scrape))
                 scrape.read(self._reader, self._means, self._due(scrape.targets))
                 self._settle(scrape)
+                if self.leases.holds(USAGE_ID):  # one for the whole organisation; now the API's time is known
+                    self._usage.start(self._clock() + self._skew, self._targets.known_agents)
         except Exception as error:  # what was counted is shown, what was not is marked
             log.error("a scrape failed", extra=fields(error=str(ApiError.internal(error))))
         finally:

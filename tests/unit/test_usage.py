@@ -43,10 +43,13 @@ def start(modus: SimulatedModus, tmp_path: Path) -> Iterator[Start]:
     """Starts an exporter on the same state file as the one before, which may have been killed."""
     started: list[Exporter] = []
 
-    def start(*, enabled: str = "auto", path: str | None = "state.db", **more: Any) -> Exporter:
+    def start(
+        *, enabled: str = "auto", path: str | None = "state.db", ahead: float = 0.0, **more: Any
+    ) -> Exporter:
         usage = UsageSettings(enabled, refresh_interval=0.0, **more)
         chosen = replace(settings(), selection=Selection([], ["*"]), usage=usage)
-        started.append(Exporter(modus, path and str(tmp_path / path), chosen))
+        ours = lambda: modus.clock() + ahead  # noqa: E731
+        started.append(Exporter(modus, path and str(tmp_path / path), chosen, clock=ours))
         return started[-1]
 
     yield start
@@ -154,6 +157,19 @@ def test_a_clock_that_steps_back_counts_nothing_again(
     assert shown(exporter).agents["7"].calls == 1
     clock.advance(-30 * HOUR)
     assert shown(exporter).agents["7"].calls == 1
+
+
+@pytest.mark.parametrize("days", [3, -3], ids=["ahead", "behind"])
+def test_a_clock_of_ours_that_is_days_off_loses_nothing(
+    start: Start, modus: SimulatedModus, clock: Clock, days: int
+) -> None:
+    """As of another machine's exporter, with shared state."""
+    for number, off in enumerate((0, days, 0), 1):
+        use(modus, at=NOON + 60 * number)
+        clock.advance(60)
+        exporter = start(ahead=off * 24 * HOUR)
+        assert shown(exporter).agents["7"].calls == number
+        exporter.close()
 
 
 def test_without_a_state_file_only_what_is_used_from_now_on_counts(
