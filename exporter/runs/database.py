@@ -17,7 +17,7 @@ from psycopg import IsolationLevel
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from exporter.log import one_line
-from exporter.runs.store import Database, LedgerError, StoreError
+from exporter.runs.store import Database, LedgerError, StoreError, UnansweredError
 
 CONNECT = 5  # seconds for each host of the URL
 STILL = 5  # seconds that a transaction may stand still between two statements
@@ -60,6 +60,7 @@ class Connection:
         The server ends it too, and soon when we stand still in it: its locks would keep others from our
         leases. What is written is made before. Raises StoreError.
         """
+        failure: type[StoreError] = StoreError
         try:
             db = self._connect()
             db.isolation_level = IsolationLevel.REPEATABLE_READ if snapshot else IsolationLevel.READ_COMMITTED
@@ -75,9 +76,10 @@ class Connection:
                     },
                 )
                 yield cursor
+                failure = UnansweredError  # only the commit is left
         except (psycopg.Error, OSError) as error:  # a connection that is lost has no descriptor any more
             self.close()
-            raise StoreError(self._told(error)) from None
+            raise failure(self._told(error)) from None
         except BaseException:
             self.close()
             raise

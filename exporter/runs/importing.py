@@ -8,7 +8,15 @@ import msgspec
 
 from exporter.modus.discovery import shard_of
 from exporter.runs.state import SCHEMA_VERSION, USAGE_ID, State
-from exporter.runs.store import Change, LedgerError, Place, StoreError, open_store, read_state
+from exporter.runs.store import (
+    Change,
+    LedgerError,
+    Place,
+    StoreError,
+    UnansweredError,
+    open_store,
+    read_state,
+)
 
 
 def run(source: Place, target: Place | None, out: TextIO) -> int:
@@ -29,6 +37,9 @@ def run(source: Place, target: Place | None, out: TextIO) -> int:
             raise LedgerError(f"{store.place}: it counts in other buckets; nothing was imported")
         try:
             store.adopt(meta, list(_changes(state, agent_ids, with_usage=index == 0)))
+        except UnansweredError as error:
+            unknown = "it may have been imported all the same: look with --audit, or import again"
+            raise LedgerError(f"{store.place}: {error}; {unknown}") from None
         except StoreError as error:
             raise LedgerError(f"{store.place}: {error}; nothing was imported") from None
     runs = sum(len(state.counted[agent_id]) for agent_id in agent_ids)

@@ -22,6 +22,10 @@ class StoreError(Exception):
     """A commit failed; the text is one line."""
 
 
+class UnansweredError(StoreError):
+    """Nobody knows whether a commit was done: its answer was lost."""
+
+
 class Change(NamedTuple):
     """What a commit writes of one agent: its encoded state (None: forget it), ids that are new, and gone.
 

@@ -1711,6 +1711,27 @@ def test_nothing_is_imported_from_or_into_a_store_in_use(
             importing.run(path, server.database, io.StringIO())
 
 
+def test_an_import_whose_last_answer_is_lost_says_that_nobody_knows(
+    server: Postgres, tmp_path: Path, clock: Clock
+) -> None:
+    source = str(tmp_path / "source.db")
+    with closing(open_ledger(source, clock)) as book:
+        record(book, a_run())
+    Ledger(server.database, BOUNDS, lookback=DAY, clock=clock).close()
+    server.do(
+        "CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$"
+    )
+    server.do(
+        "CREATE CONSTRAINT TRIGGER cut AFTER INSERT ON modus_agent DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION cut()"
+    )
+    with pytest.raises(LedgerError, match="it may have been imported all the same") as caught:
+        importing.run(source, server.database, io.StringIO())
+    assert "nothing was imported" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_who_comes_in_the_middle_of_an_import_waits_for_its_end(
     server: Postgres, tmp_path: Path, clock: Clock
 ) -> None:
