@@ -110,10 +110,10 @@ def _compare(
 ) -> tuple[str, str, str, str, str, str]:
     """The cells behind the agent's id."""
     since = max(listed.now - lookback, agent.base, agent.horizon, agent.ended_after or 0.0)
-    last_read = (agent.last_read if agent.unread else state.meta.written) or 0.0
+    last_read = _last_read(agent, state, agent_id, listed)
     ended = {run.id: was_over(run, 0.0) for run in listed.runs.values() if run.ended}
     times = _times(state, agent_id)
-    due = {id_ for id_, time in ended.items() if since < time < last_read + listed.skew - FRESH}
+    due = {id_ for id_, time in ended.items() if since < time < last_read - FRESH}
     due = {id_ for id_ in due if (listed.runs[id_].start or since) >= agent.base}
     counted = {id_ for id_, time in times.items() if time > since}
     oldest = min((run.start for run in listed.runs.values() if run.start is not None), default=listed.now)
@@ -124,6 +124,14 @@ def _compare(
     missing = due - state.counted[agent_id].keys()
     numbers = len(due), len(counted), len(missing), len(extra)
     return instant, *map(str, numbers), _note(agent, ids, listed, len(removed))  # type: ignore[return-value]
+
+
+def _last_read(agent: AgentState, state: State, agent_id: int, listed: Listed) -> float:
+    """Until when the agent was read, by the API's clock; a fleet's members have clocks of their own."""
+    if (read := state.read.get(agent_id)) is None:
+        return ((agent.last_read if agent.unread else state.meta.written) or 0.0) + listed.skew
+    theirs = listed.skew if agent.clock.skew is None else agent.clock.skew
+    return max((agent.last_read or 0.0) + theirs, read + listed.skew)
 
 
 UNSOUND = "the totals are unsound"

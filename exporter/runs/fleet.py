@@ -147,8 +147,8 @@ class Fleet:
         """Stay a member, or become one; returns how many agents each member has. Raises StoreError."""
         began, said = boot_clock(), dict(self.said)
         with self._connection.transaction(REQUEST) as cursor:
-            read_until = self._tenant.read_until
-            if not leasetable.renew(cursor, self.member, TERM, len(self._agents), read_until):
+            unread = max(self._tenant.clock() - self._tenant.read_until, 0.0)
+            if not leasetable.renew(cursor, self.member, TERM, len(self._agents), unread):
                 self._join(cursor)
             members = self._members(cursor)
             self._ours = leasetable.ours(cursor, self.member)

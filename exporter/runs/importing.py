@@ -51,5 +51,7 @@ def _changes(state: State, agent_ids: list[int], *, with_usage: bool) -> Iterato
     if state.usage and with_usage:  # the first of several shards reads it for all
         yield Change(USAGE_ID, 0, msgspec.json.encode(state.usage), [], [])
     for agent_id in agent_ids:
-        ids = list(state.counted[agent_id].items())
-        yield Change(agent_id, 0, msgspec.json.encode(state.agents[agent_id]), ids, [])
+        agent, ids = state.agents[agent_id], list(state.counted[agent_id].items())
+        if read := state.read.get(agent_id):
+            agent.last_read = max(agent.last_read or 0.0, read)
+        yield Change(agent_id, 0, msgspec.json.encode(agent), ids, [])

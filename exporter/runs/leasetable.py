@@ -10,12 +10,15 @@ from exporter.runs.database import Cursor
 from exporter.runs.state import USAGE_ID
 
 
-def renew(cursor: Cursor, member: int, term: float, agents: int, read_until: float) -> bool:
-    """Stay a member for `term` seconds; False for one that is none any more."""
+def renew(cursor: Cursor, member: int, term: float, agents: int, unread: float) -> bool:
+    """Stay a member for `term` seconds; False for one that is none any more.
+
+    `unread` is how long ago all of its agents were read, in seconds: what it has no clock in common for.
+    """
     cursor.execute(
         "UPDATE modus_member SET expires = clock_timestamp() + %s * interval '1 s', agents = %s, "
-        "read_until = %s WHERE id = %s",
-        [term, agents, read_until, member],
+        "read_until = extract(epoch FROM clock_timestamp())::float8 - %s WHERE id = %s",
+        [term, agents, unread, member],
     )
     return bool(cursor.rowcount)
 

@@ -255,6 +255,8 @@ class State(msgspec.Struct):
     agents: dict[int, AgentState]
     counted: dict[int, CountedIds]  # agent -> run id -> when the run was over
     usage: UsageState | None = None
+    # of a shared store's agents: up to when their owners have read all of theirs, by our clock; 0: unknown
+    read: dict[int, float] = {}
 
 
 class Corruption(Exception):  # noqa: N818 - what is found, not what went wrong

@@ -67,7 +67,8 @@ class Taken(NamedTuple):
 class Tenant(Protocol):
     """Who counts what is leased."""
 
-    read_until: float  # instant up to which all that it holds was read and is durable
+    clock: Callable[[], float]
+    read_until: float  # instant of that clock up to which all that it holds was read and is durable
     lookback: float  # seconds
 
     def take(self, agents: Iterable[Taken]) -> None:

@@ -5,6 +5,7 @@ as in a state file. A lease is free when nobody owns it, or its owner is no memb
 """
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,26 +214,27 @@ def read_all(cursor: Cursor, place: str) -> State:
     """All that the database holds, as of one moment. Raises LedgerError and Corruption.
 
     An agent was read as its state says, or later, when its owner has read all of its agents since it has it.
+    That is by our clock; what the state says is by the clock of who wrote it.
     """
     cursor.execute("SELECT to_regclass('modus_meta') IS NOT NULL")
     if not _one(cursor)[0]:
         raise LedgerError(f"{place}: there is no state yet: start the exporter first, or check state.url")
-    found = State(read_meta(cursor, place), {}, {})
+    found, now = State(read_meta(cursor, place), {}, {}), time.time()
     cursor.execute(
         "SELECT agent_id, state, checksum, "
-        "CASE WHEN to_timestamp(m.read_until) > l.since THEN m.read_until END "
+        "CASE WHEN to_timestamp(m.read_until) > l.since "
+        "THEN extract(epoch FROM clock_timestamp())::float8 - m.read_until END "
         "FROM modus_agent LEFT JOIN modus_lease l USING (agent_id) LEFT JOIN modus_member m ON m.id = l.owner"
     )
-    for agent_id, content, checksum, read_until in cursor:
+    for agent_id, content, checksum, unread in cursor:
         state = _decoded(agent_id, content, checksum)
         if isinstance(state, UsageState):
             found.usage = state
             continue
         found.agents[agent_id] = state
         found.counted[agent_id] = CountedIds()
-        if not state.unread:
-            state.last_read = max(state.last_read or 0.0, read_until or 0.0)
-            state.unread = True  # what it says of its last read holds, not when anybody wrote last
+        found.read[agent_id] = 0.0 if state.unread or unread is None else now - unread
+        state.unread = True  # what it says of its last read holds, not when anybody wrote last
     cursor.execute("SELECT agent_id, run_id, over FROM modus_counted")
     for agent_id, run_id, over in cursor:
         found.counted.setdefault(agent_id, CountedIds()).add(_id_of(run_id), over)

@@ -20,7 +20,7 @@ from exporter.demo.simulator import SimulatedModus, SimulatedUse
 from exporter.metrics.snapshot import AgentSnapshot
 from exporter.modus.discovery import shard_of
 from exporter.modus.model import Agent
-from exporter.runs import database, fleet, importing, leases, leasetable, postgres, tables, usagereader
+from exporter.runs import audit, database, fleet, importing, leases, leasetable, postgres, tables, usagereader
 from exporter.runs.database import Connection, Cursor
 from exporter.runs.forgetting import KEEP
 from exporter.runs.ledger import Ledger
@@ -36,7 +36,7 @@ from exporter.web.messages import HTTPError
 from tests.e2e.harness import wait_for
 from tests.e2e.scarce import no_room, small_disk
 from tests.postgres import NOBODY, PASSWORD, Postgres, running
-from tests.simulation import BOUNDS, DAY, START, Clock, Exporter, finished, settings
+from tests.simulation import BOUNDS, DAY, START, Clock, DirectApi, Exporter, finished, settings
 from tests.unit.test_ledger import a_run
 from tests.webfiles import Authority
 
@@ -186,6 +186,36 @@ def test_what_is_read_beside_the_exporter_is_of_one_moment(server: Postgres, clo
         assert read_state(server.database).counted[AGENT].keys() == {"wf:1", "wf:2"}
 
 
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0], ids=["ahead", "behind"])
+@pytest.mark.parametrize("alive", [True, False])
+def test_the_audit_knows_until_when_a_member_read_whatever_its_clock_says(
+    make_fleet: Callable[[int], "Fleet"], ahead: float, alive: bool
+) -> None:
+    """What ended since is not missing, and what ended before is."""
+    team = make_fleet(1)
+    member = team.join(clock=lambda: team.modus.clock() + ahead)
+    team.scrape()
+    if alive:
+        seen = (
+            "SELECT FROM modus_member WHERE to_timestamp(read_until) > (SELECT max(since) FROM modus_lease)"
+        )
+        wait_for("it is known", lambda: team.scrape() and team.server.ask(seen))
+    else:
+        abandon(member.ledger)
+        team.server.do("DELETE FROM modus_member")
+
+    def audited() -> str:
+        out, chosen = io.StringIO(), settings(1)
+        api = DirectApi(team.modus)
+        audit.run(api, chosen.selection, chosen.limits, 1, team.server.database, out)  # type: ignore[arg-type]
+        return out.getvalue().splitlines()[1].split()[4]
+
+    team.end_run(1, ago=6.0)
+    assert audited() == "0"
+    team.end_run(1, ago=audit.FRESH + 30.0)
+    assert audited() == "1"
+
+
 # --- leases ---
 
 
@@ -205,9 +235,9 @@ class Fleet:
     def end_run(self, agent_id: int, ago: float = 60.0) -> None:
         self.modus.start_run(agent_id, at=self.modus.clock() - ago, lasts=5.0)
 
-    def join(self, database: Database | None = None) -> Exporter:
+    def join(self, database: Database | None = None, clock: Callable[[], float] | None = None) -> Exporter:
         place = database or self.server.database
-        member = Exporter(self.modus, place, settings(*self.agents))  # type: ignore[arg-type]
+        member = Exporter(self.modus, place, settings(*self.agents), clock=clock)  # type: ignore[arg-type]
         self.members.append(member)
         return member
 
