@@ -29,7 +29,8 @@ class _Connection:
     authority: str  # of the API: what `Host` says
     sock: Any
     arrived: Any  # polls for what comes over the socket
-    exchange: Exchange | None = None
+    exchange: Any = None  # the one of the moment, or the last one
+    _idle_since = 0.0  # on the clock of its deadlines: when the last answer ended
 
     @property
     def is_connected(self) -> bool:
@@ -48,7 +49,11 @@ class _Connection:
             if self.sock is not None and value.fresh:
                 self.close()  # type: ignore[attr-defined]
             elif self.sock is not None:
-                value.reuse()
+                value.reuse(self.sock, self._idle_since)
+
+    def rest(self) -> None:
+        """The answer has ended: from now on it is idle."""
+        self._idle_since = self.exchange.deadline.monotonic()
 
     def request(self, method: str, url: str, body: Any = None, headers: Any = None, **_: Any) -> None:
         """Send a request without a body, at once."""

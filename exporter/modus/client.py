@@ -22,7 +22,7 @@ from exporter.modus.contact import Contact
 from exporter.modus.errors import REFUSED, ApiError, BodyTooLargeError, Fault, broken
 from exporter.modus.exchange import Exchange
 from exporter.modus.model import AgentsPage, RunDetails, RunsPage
-from exporter.modus.pacing import Pause, RateLimit, Retries
+from exporter.modus.pacing import Pause, RateLimit, Retries, Slowest
 from exporter.modus.requeststats import ApiStats, RequestStats
 from exporter.modus.routes import Routes
 from exporter.modus.secret import secret_of
@@ -37,6 +37,7 @@ HEADERS = {
 }
 BESIDE = 2  # connections for what is asked beside the scrapes
 FIRST_BYTE = 1 / 3  # of the time that is left: what an idle connection gets before it is taken for dead
+SLOWER = 1.25  # times the slowest answer of late: what it gets if that is more and its peer took the request
 
 
 class ModusClient:
@@ -92,6 +93,7 @@ class ModusClient:
         self._rate_limit = RateLimit(max_requests_per_second, monotonic, sleep)
         self._retries = Retries(self._rate_limit, sleep, jitter)
         self._pause = Pause(monotonic)
+        self._slowest = Slowest()
         self._bodies = Bodies()
         self._api_clock = ApiClock()
         self.requests_so_far = requests_so_far or RequestStats(clock())
@@ -217,7 +219,8 @@ class ModusClient:
         token = self._token()
         if not re.fullmatch("[!-~]+", token):
             raise ApiError("unauthorized", f"{where}: not asked, the token is empty or not fit for a header")
-        exchange = Exchange(until, patience=min(self._timeout, left * FIRST_BYTE), fresh=fresh)
+        slow = self._slowest.seconds * SLOWER
+        exchange = Exchange(until, patience=left * FIRST_BYTE, slow=slow, fresh=fresh)
         room = self._bodies.room()
         try:
             answer = self._exchange(call, url, token, exchange, room, deadline)
@@ -250,7 +253,10 @@ class ModusClient:
         ) as exc:
             answer = broken(exc, secret_of(token), self._limit(deadline), self._proxy)
         code = answer.reason if isinstance(answer, Fault) else str(answer.status)
-        self.requests_so_far.count(call.operation, code, self._monotonic() - begin)
+        end = self._monotonic()
+        if not isinstance(answer, Fault):
+            self._slowest.note(end - begin, end)
+        self.requests_so_far.count(call.operation, code, end - begin)
         return answer
 
     def _send(self, call: "Call[Decoded]", url: str, token: str, exchange: Exchange, room: Room) -> Answer:

@@ -1,10 +1,13 @@
 """One request and its answer in time: an exchange, and sockets that wait no longer than theirs."""
 
 import errno
+import fcntl
 import math
 import os
 import socket
 import ssl
+import struct
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,7 @@ from exporter.modus.errors import SilentConnectionError
 from exporter.modus.pacing import SLICE
 from exporter.turn import TURN
 
+IDLE = 5.0  # seconds: what is between forgets no connection sooner, and one used since then is alive
 NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)  # of a socket that does not wait
 
 
@@ -24,14 +28,23 @@ class Exchange(urllib3.Timeout):
 
     urllib3 sets both parts of a timeout as the `timeout` of its connection: here both are this object, so
     that the connection, and its socket, ask the deadline itself, which may move while they wait.
-    A connection that was there before has `patience` seconds for its first byte; `fresh` refuses such a one.
+    A connection that had been idle for a while has `patience` seconds for its first byte, and `slow` ones if
+    the other end took the request meanwhile; `fresh` refuses a connection that was there before.
     """
 
-    def __init__(self, deadline: Deadline, *, patience: float = math.inf, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        deadline: Deadline,
+        *,
+        patience: float = math.inf,
+        slow: float = 0.0,
+        fresh: bool = False,
+    ) -> None:
         super().__init__()
         self.deadline, self.fresh, self.reused = deadline, fresh, False
-        self._patience = patience
+        self._patience, self._longer = patience, max(slow - patience, 0.0)
         self._first_byte_by = math.inf  # on the deadline's clock; infinite once it has come
+        self._sock: Any = None  # that had been idle
 
     def clone(self) -> "Exchange":
         """This one: it serves one request only."""
@@ -47,10 +60,12 @@ class Exchange(urllib3.Timeout):
         """This object, for the connection."""
         return self
 
-    def reuse(self) -> None:
-        """It goes over a connection that was there before."""
+    def reuse(self, sock: Any, since: float) -> None:
+        """It goes over a connection that was there before, and idle since then (on the deadline's clock)."""
         self.reused = True
-        self._first_byte_by = self.deadline.monotonic() + self._patience
+        now = self.deadline.monotonic()
+        if now - since >= IDLE:
+            self._sock, self._first_byte_by = sock, now + self._patience
 
     def answered(self) -> None:
         """The first byte has come: the connection lives."""
@@ -62,9 +77,14 @@ class Exchange(urllib3.Timeout):
         if left <= 0.0:
             raise TimeoutError
         if self._first_byte_by < math.inf:
-            left = min(left, self._first_byte_by - self.deadline.monotonic())
-            if left <= 0.0:
+            patience = self._first_byte_by - self.deadline.monotonic()
+            if patience <= 0.0 and self._longer and taken(self._sock):
+                patience += self._longer
+                self._first_byte_by += self._longer
+                self._longer = 0.0
+            if patience <= 0.0:
                 raise SilentConnectionError
+            left = min(left, patience)
         return left if left < SLICE else SLICE
 
 
@@ -133,6 +153,15 @@ class PatientTlsSocket(_Patient, ssl.SSLSocket):
                 TURN.wait(wait_for_read, self, seconds)
             except ssl.SSLWantWriteError:
                 TURN.wait(wait_for_write, self, seconds)
+
+
+def taken(sock: Any) -> bool:
+    """Whether the other end has acknowledged all that was sent, as one does that is slow rather than gone."""
+    try:
+        (unacknowledged,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except OSError:  # not every system tells
+        return True
+    return not unacknowledged
 
 
 def connect(sock: socket.socket, address: Any, deadline: Deadline) -> None:

@@ -12,6 +12,7 @@ RETRIES = 2  # of a 5xx or a reset, besides the first try
 BACKOFF = 0.2  # seconds: full jitter over this, doubled at each retry
 DEFAULT_PAUSE = 30.0  # seconds after a 429 that names no time
 LONGEST_PAUSE = 300.0  # seconds an answer may close the client for
+LATELY = 900.0  # seconds for which it is remembered at least how slow an answer was, twice that at most
 SLICE = 0.5  # seconds: the longest wait before a deadline is asked again, which may have moved
 
 T = TypeVar("T")
@@ -75,6 +76,27 @@ class RateLimit:
             self._sleep(min(left, SLICE))
             if deadline.passed():
                 raise ApiError("deadline", "not asked, no time left")
+
+
+class Slowest:
+    """How long the slowest answer took of late. Threads share it: the next answer mends what they mix up."""
+
+    def __init__(self) -> None:
+        self._now = self._before = 0.0  # seconds; of this period and of the one before it
+        self._until = -float("inf")  # this period
+
+    def note(self, seconds: float, now: float) -> None:
+        """Take in an answer that took so long and ended now."""
+        if now >= self._until:
+            self._before = self._now if now < self._until + LATELY else 0.0
+            self._now, self._until = 0.0, now + LATELY
+        if seconds > self._now:
+            self._now = seconds
+
+    @property
+    def seconds(self) -> float:
+        """What it took."""
+        return max(self._now, self._before)
 
 
 class Retries:

@@ -88,7 +88,9 @@ class Response:
         connection, self._connection = self._connection, None
         self._parser = None  # which holds this object
         if connection:
-            if not self._kept:
+            if self._kept:
+                connection.rest()
+            else:
                 connection.close()
             self._pool._put_conn(connection)
 

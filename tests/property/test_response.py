@@ -136,6 +136,9 @@ class Pool:
     def close(self) -> None:
         self.closed = True
 
+    def rest(self) -> None:
+        pass
+
     def _put_conn(self, connection: object) -> None:
         pass
 

@@ -1,9 +1,12 @@
 """The connections of ModusClient: how they are kept, whom they trust, when they are given up."""
 
 import contextlib
+import ctypes
 import ipaddress
 import socket
 import ssl
+import struct
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +115,37 @@ def test_cookies_are_neither_kept_nor_sent(api):
 # that died unseen
 
 
+class Skipping:
+    """A clock of deadlines that can skip the time in which nothing is asked."""
+
+    def __init__(self):
+        self.skipped = 0.0
+
+    def __call__(self):
+        return time.monotonic() + self.skipped
+
+    def deadline(self):
+        return Deadline(HANG, self)
+
+
+@pytest.fixture
+def clock():
+    return Skipping()
+
+
+def ask_idle(client, clock):
+    """Ask over a connection that has been idle for a minute."""
+    clock.skipped += 60
+    return ask(client, deadline=clock.deadline())
+
+
+def cut_off(peer: Peer) -> None:
+    """Let nothing more arrive at this end, nor be acknowledged, as behind a NAT that has forgotten it."""
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # the filter "return 0"
+    program = struct.pack("HL", 1, ctypes.addressof(drop))
+    peer.sock.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+
+
 def dies_after_one_answer(peer: Peer) -> None:
     """The first connection answers once and then takes what comes without a word: as behind a dead NAT."""
     if peer.number:
@@ -123,17 +157,17 @@ def dies_after_one_answer(peer: Peer) -> None:
     return None
 
 
-def test_an_idle_connection_that_went_silent_is_replaced_once_within_the_deadline(api):
+def test_an_idle_connection_that_went_silent_is_replaced_once_within_the_deadline(api, clock):
     wire, client = api(script=dies_after_one_answer, timeout=1.5)
-    ask(client)
-    assert ask(client).counts["error"] == 7
+    ask(client, deadline=clock.deadline())
+    assert ask_idle(client, clock).counts["error"] == 7
     assert wire.connections == 2
     assert counted(client) == {("list_runs", "200"): 2, ("list_runs", "connection"): 1}
-    ask(client)
+    ask(client, deadline=clock.deadline())
     assert wire.connections == 2
 
 
-def test_a_server_that_is_silent_on_a_fresh_connection_too_is_not_asked_a_third_time(api):
+def test_a_server_that_is_silent_on_a_fresh_connection_too_is_not_asked_a_third_time(api, clock):
     def script(peer):
         if not peer.number:
             return dies_after_one_answer(peer)
@@ -141,9 +175,72 @@ def test_a_server_that_is_silent_on_a_fresh_connection_too_is_not_asked_a_third_
         return peer.wire.closing.wait(HANG)
 
     wire, client = api(script=script, timeout=1)
-    ask(client)
-    assert error_of(client).reason == "timeout"
+    ask(client, deadline=clock.deadline())
+    clock.skipped += 60
+    assert error_of(client, deadline=clock.deadline()).reason == "timeout"
     assert len(wire.requests) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no filter for what arrives")
+def test_a_slow_api_keeps_no_dead_connection_alive(api, clock):
+    """Its answers are slow, but what is sent on a dead connection is never acknowledged."""
+
+    def script(peer):
+        while peer.request():
+            time.sleep(0.7)
+            peer.send(response(page()))
+            if not peer.number:
+                cut_off(peer)
+                peer.wire.closing.wait(HANG)
+
+    wire, client = api(script=script, timeout=1.5)
+    ask(client, deadline=clock.deadline())
+    ask_idle(client, clock)
+    assert (wire.connections, len(wire.requests)) == (2, 2)
+    assert counted(client) == {("list_runs", "200"): 2, ("list_runs", "connection"): 1}
+
+
+@pytest.mark.parametrize("slow", [0.8, 1.2], ids=["half of the time", "more than that"])
+def test_a_slow_api_is_asked_once_for_each_answer_also_after_a_pause(api, clock, slow):
+    def answer(_):
+        time.sleep(slow)
+        return response(page(error=3))
+
+    wire, client = api(answer, timeout=1.6)
+    for _ in range(3):
+        assert ask_idle(client, clock).counts["error"] == 3
+    assert (wire.connections, len(wire.requests)) == (1, 3)
+
+
+def test_an_api_that_turns_slow_while_it_is_asked_is_asked_once(api):
+    """A connection that has just brought an answer is not taken for a dead one."""
+
+    def answer(_):
+        time.sleep(1.2 if len(wire.requests) == 2 else 0)
+        return response(page(error=3))
+
+    wire, client = api(answer, timeout=1.6)
+    ask(client)
+    assert ask(client).counts["error"] == 3
+    assert (wire.connections, len(wire.requests)) == (1, 2)
+
+
+def test_an_api_that_was_slow_long_ago_gives_a_silent_connection_no_more_time(api, clock):
+    def script(peer):
+        if peer.number:
+            return answering(lambda _: response(page(error=7)))(peer)
+        for pause in (1.2, 0, HANG):
+            peer.request()
+            peer.wire.closing.wait(pause)
+            peer.send(response(page()))
+        return None
+
+    wire, client = api(script=script, timeout=1.6, monotonic=clock)
+    ask(client, deadline=clock.deadline())
+    clock.skipped += 3600
+    ask(client, deadline=clock.deadline())
+    assert ask_idle(client, clock).counts["error"] == 7
+    assert wire.connections == 2
 
 
 def test_a_retry_gets_a_connection_of_its_own_also_while_others_are_idle(api):
@@ -156,7 +253,7 @@ def test_a_retry_gets_a_connection_of_its_own_also_while_others_are_idle(api):
     assert wire.connections == 2
 
 
-def test_a_slow_body_on_an_idle_connection_is_no_sign_of_its_death(api):
+def test_a_slow_body_on_an_idle_connection_is_no_sign_of_its_death(api, clock):
     whole = response(page(error=3))
 
     def script(peer):
@@ -167,8 +264,8 @@ def test_a_slow_body_on_an_idle_connection_is_no_sign_of_its_death(api):
             peer.send(whole[-5:])
 
     wire, client = api(script=script, timeout=2)
-    ask(client)
-    assert ask(client).counts["error"] == 3
+    ask(client, deadline=clock.deadline())
+    assert ask_idle(client, clock).counts["error"] == 3
     assert (wire.connections, len(wire.requests)) == (1, 2)
 
 
