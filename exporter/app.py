@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import tempfile
 import threading
 import time
@@ -36,10 +37,10 @@ from exporter.metrics.exposition import write
 from exporter.metrics.kept import Kept
 from exporter.metrics.settings import Settings
 from exporter.metrics.status import Status
-from exporter.modus.client import ModusClient
+from exporter.modus.client import BESIDE, ModusClient
 from exporter.modus.contact import Contact
 from exporter.modus.discovery import Selection, Target
-from exporter.modus.errors import ApiError
+from exporter.modus.errors import FEWER_FILES, ApiError
 from exporter.runs.greeting import greet
 from exporter.runs.ledger import Ledger
 from exporter.runs.reader import Limits
@@ -51,8 +52,10 @@ from exporter.tokens import TokenError, token_source
 from exporter.waits import Waits
 from exporter.web.messages import HTTPError, text
 from exporter.web.negotiation import Format
+from exporter.web.places import most_connections
 
 DEMO_RETENTION = 7 * 86400.0  # seconds
+OTHER_FILES = 16  # descriptors beside connections: the state's, listeners, what is read now and then
 LAST_COMMIT = 2.0  # seconds that a slow disk may hold up the end
 
 log = logging.getLogger(__name__)
@@ -130,6 +133,9 @@ class App:
             state=self._ledger.place or "in memory",
         )
         log.info("starting", extra=extra)
+        if (most := at_once(self._config)) < self._config.modus.concurrency:
+            few = "too few file descriptors for modus.concurrency: fewer requests are under way at once"
+            log.warning(few, extra=fields(concurrency=most, hint=FEWER_FILES))
 
     def greet(self) -> None:
         """Find out, beside all else, whether the API takes the token, and say it in the log."""
@@ -209,11 +215,18 @@ def connect(config: Config, before: ModusClient | None = None) -> ModusClient:
         token,
         resource=config.modus.resource,
         timeout=config.modus.timeout,
-        concurrency=config.modus.concurrency,
+        concurrency=at_once(config),
         ca_file=config.modus.ca_file,
         max_requests_per_second=config.modus.max_requests_per_second,
         requests_so_far=before.requests_so_far if before else None,
     )
+
+
+def at_once(config: Config) -> int:
+    """How many requests may be under way: each has a connection, and others need descriptors too."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = config.modus.concurrency
+    return most if allowed < 0 else min(most, max(1, allowed - most_connections() - OTHER_FILES - BESIDE))
 
 
 def place(config: Config) -> Place | None:
@@ -248,7 +261,7 @@ def settings(config: Config, shard: tuple[int, int]) -> Settings:
             shard,
         ),
         limits=Limits(runs.page_size, runs.max_pages, runs.lookback, runs.timeframe),
-        concurrency=config.modus.concurrency,
+        concurrency=at_once(config),
         timeout_offset=config.scrape.timeout_offset,
         default_timeout=config.scrape.default_timeout,
         min_interval=config.scrape.min_interval,

@@ -1,5 +1,6 @@
 """What a request can end in besides an answer: one error, its reason, and one line that says what to do."""
 
+import errno
 import http.client
 import re
 import socket
@@ -43,6 +44,7 @@ HINTS: dict[Reason, str] = {  # what to do, where nothing more is known
 NOT_THE_API = "this is no answer of the Modus API: check modus.base_url and the proxy"
 REFUSED = "the API refuses what is asked: is there a newer modus-exporter?"
 UNKNOWN = ": this id or route is unknown, or not for this token"
+FEWER_FILES = "raise the limit of open files (ulimit -n) or lower modus.concurrency"
 USE_HTTPS = "write https:// in modus.base_url"
 NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 
@@ -208,7 +210,8 @@ def broken(raised: BaseException, secret: Secret, limit: Fault, proxy: str) -> F
     chain = list(_chain(raised))
     exc = chain[-1]
     fault = _fault(exc, secret, limit)
-    if fault is not limit and any(isinstance(link, requests.exceptions.ProxyError) for link in chain):
+    ours = fault is limit or fault.hint == FEWER_FILES
+    if not ours and any(isinstance(link, requests.exceptions.ProxyError) for link in chain):
         trust = isinstance(exc, ssl.SSLCertVerificationError)  # its hint is right for a proxy too
         hint = fault.hint if trust else "check https_proxy and http_proxy"
         return fault._replace(text=f"the proxy {proxy}: {fault.text}", hint=hint)
@@ -238,6 +241,8 @@ def _fault(exc: BaseException, secret: Secret, limit: Fault) -> Fault:
             return Fault("bad_response", "this port speaks TLS", USE_HTTPS)
         case http.client.HTTPException() | urllib3.exceptions.DecodeError():
             return Fault("bad_response", f"no sound HTTP answer: {secret.quoted(str(exc))}")
+        case OSError() if exc.errno in (errno.EMFILE, errno.ENFILE):
+            return Fault("connection", str(exc.strerror), FEWER_FILES, transient=True)
         case OSError() if exc.strerror:
             return Fault("connection", exc.strerror)
         case OSError() if str(exc).startswith("Tunnel connection failed"):

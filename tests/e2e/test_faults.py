@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import bcrypt
@@ -40,6 +41,7 @@ from tests.e2e.harness import (
 )
 from tests.e2e.scarce import Fsync, few_threads, no_room, small_disk
 from tests.simulation import ILL, WELL
+from tests.wire import Wire, answering, page, response
 
 pytestmark = pytest.mark.servers
 COMMAND = (sys.executable, "-m", "exporter", "--web.listen-address", "127.0.0.1:0")
@@ -118,6 +120,35 @@ def test_whatever_the_api_does_to_one_agent_the_others_are_read_and_counters_sta
         assert (up(scrape, ILL), up(scrape, WELL), completed(scrape, ILL)) == (0, 0, 3)
         assert (scrape.value("modus_up"), len(scrape.all("modus_agent_info"))) == (0, 2)
         assert scrape.value("modus_agent_read_errors_total", reason="connection", **labels(WELL)) == 1
+
+
+@pytest.mark.parametrize("limit", ["ulimit -Sn 64", "ulimit -n 64"], ids=["soft", "hard"])
+def test_with_few_descriptors_all_agents_are_read_by_as_many_requests_as_there_can_be(
+    tmp_path: Path, limit: str
+) -> None:
+    """A system's soft limit is no limit; at the hard one fewer are under way, beside clients that stay."""
+
+    def answer(_: str) -> bytes:
+        time.sleep(0.2)
+        return response(page())
+
+    file = tmp_path / "config.yaml"
+    with closing(Wire(answering(answer))) as wire, ExitStack() as stack:
+        file.write_text(
+            f"agents: {list(range(1, 101))}\nstate: {{path: state.db}}\nusage: {{enabled: false}}\n"
+            f"modus: {{base_url: '{wire.url}', token: any, resource: agents, concurrency: 100}}\n"
+        )
+        prefix = "sh", "-c", f'{limit}; exec "$@"', "sh"
+        running = stack.enter_context(exporter(tmp_path, "--config.file", str(file), prefix=prefix))
+        host, port = running.url.removeprefix("http://").split(":")
+        for _ in range(20):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        for _ in range(2):
+            scrape = running.scrape()
+            assert (scrape.value("modus_agent_up"), complete(scrape)) == (100, 1)
+            assert scrape.value("modus_exporter_ledger_up") == 1
+        warned = lines(running, "too few file descriptors for modus.concurrency", "ulimit -n")
+        assert (len(warned), wire.connections > 64) == ((0, True) if "-S" in limit else (1, False))
 
 
 def test_the_answer_is_there_before_the_scraper_gives_up(modus: SimulatedModus, tmp_path: Path) -> None:

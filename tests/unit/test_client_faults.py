@@ -1,10 +1,12 @@
 """ModusClient when the API, the network or a proxy misbehaves: the reason, the time and the secrets kept."""
 
 import contextlib
+import errno
 import gzip
 import itertools
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -85,6 +87,26 @@ def test_a_refused_connection_says_so_and_is_not_tried_again(api):
     assert str(error) == f"GET http://127.0.0.1:{port}/api/v1/agents/42/runs: connection refused"
     assert counted(client) == {("list_runs", "connection"): 1}
     assert wire.pauses == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1"])
+def test_a_lack_of_descriptors_is_waited_for_and_says_what_to_do(api, monkeypatch, number, proxy):
+    wire, client = api(always(response(page())))
+    if proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        client = ModusClient("http://api.invalid", lambda: TOKEN, resource="agents", sleep=wire.pauses.append)
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr("exporter.modus.adapter.PatientSocket", refuse)
+        error = error_of(client)
+    assert error.reason == "connection"
+    assert error.hint == "raise the limit of open files (ulimit -n) or lower modus.concurrency"
+    assert os.strerror(number) in str(error)
+    assert len(wire.pauses) == 2
 
 
 def test_a_name_that_does_not_resolve_says_dns(api):
