@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -142,8 +143,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.demo and args.audit:
         parser.error("--audit: the demo keeps nothing that could be compared")
     logs.setup(args.log_level, args.log_format)
-    signal.signal(signal.SIGTERM, _leave_at_once)
-    signal.signal(signal.SIGINT, _leave_at_once)
+    unfinished = bool(args.config_check or args.audit or args.state_import)  # then: no success for scripts
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, partial(_leave_at_once, 128 + number if unfinished else 0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the web server reloads on it: it would end us
     try:
         with ExitStack() as stack:
@@ -153,10 +155,10 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(error, "exit_code", 1 if isinstance(error, (LedgerError, ApiError)) else 2)
 
 
-def _leave_at_once(number: int, frame: object) -> NoReturn:
+def _leave_at_once(code: int, *_: object) -> NoReturn:
     """Before the web server has its own handlers, also as process 1, which has none by itself."""
     sys.unraisablehook = lambda _: None  # the exit cuts off what is half made, and whose end then complains
-    sys.exit(0)
+    sys.exit(code)
 
 
 def _read_config(path: str | None) -> Config:

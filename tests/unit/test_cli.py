@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -371,8 +372,9 @@ def test_a_second_exporter_on_one_state_file_or_address_is_refused_with_one_line
 
 @pytest.mark.parametrize("listed", ["agents: [101, 102]", "discovery: {enabled: true}"])
 @pytest.mark.parametrize("flag", ["--config.check", "--audit"])
-def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
-    modus: SimulatedModus, tmp_path: Path, flag: str, listed: str
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_table_at_once_and_is_no_success(
+    modus: SimulatedModus, tmp_path: Path, flag: str, listed: str, number: signal.Signals
 ) -> None:
     file = config(tmp_path, modus, f"{listed}\nstate: {{path: '{tmp_path}/state.db'}}")
     with exporter(tmp_path, "--config.file", file) as running:
@@ -387,8 +389,8 @@ def test_a_signal_before_it_listens_ends_it_at_once_with_exit_code_0(
     command = [sys.executable, "-m", "exporter", flag, "--config.file", file]
     with ended(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)) as check:
         assert asked.wait(60)
-        check.terminate()
-        assert check.wait(5) == 0  # a request may take ten seconds
+        check.send_signal(number)
+        assert check.wait(5) == 128 + number  # a request may take ten seconds
         assert check.stderr is not None
         assert check.stderr.read() == ""
     release.set()
@@ -434,13 +436,17 @@ def in_the_middle(args, stack):
     half = Half()
     os.kill(os.getpid(), signal.SIGTERM)
 cli._run = in_the_middle
-cli.main([])
+cli.main(sys.argv[1:])
 """
 
 
-def test_what_a_signal_leaves_half_made_does_not_complain() -> None:
-    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+@pytest.mark.parametrize(
+    ("flags", "code"), [([], 0), (["--demo"], 0), (["--state.import=state.db"], 128 + signal.SIGTERM)]
+)
+def test_what_a_signal_leaves_half_made_does_not_complain(flags: list[str], code: int) -> None:
+    command = [sys.executable, "-c", HALF_MADE, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 def test_a_log_names_no_token(modus: SimulatedModus, tmp_path: Path) -> None:
