@@ -2,7 +2,6 @@
 
 import logging
 import os
-import resource
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from exporter.config import (
 )
 from exporter.deadline import Deadline
 from exporter.demo.simulator import SimulatedModus
+from exporter.descriptors import for_the_api
 from exporter.log import fields
 from exporter.metrics import protobuf
 from exporter.metrics.bound import BoundCollector
@@ -52,10 +52,8 @@ from exporter.tokens import TokenError, token_source
 from exporter.waits import Waits
 from exporter.web.messages import HTTPError, text
 from exporter.web.negotiation import Format
-from exporter.web.places import most_connections
 
 DEMO_RETENTION = 7 * 86400.0  # seconds
-OTHER_FILES = 16  # descriptors beside connections: the state's, listeners, what is read now and then
 LAST_COMMIT = 2.0  # seconds that a slow disk may hold up the end
 
 log = logging.getLogger(__name__)
@@ -223,10 +221,8 @@ def connect(config: Config, before: ModusClient | None = None) -> ModusClient:
 
 
 def at_once(config: Config) -> int:
-    """How many requests may be under way: each has a connection, and others need descriptors too."""
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = config.modus.concurrency
-    return most if allowed < 0 else min(most, max(1, allowed - most_connections() - OTHER_FILES - BESIDE))
+    """How many requests may be under way: as many as have a connection."""
+    return max(1, for_the_api(config.modus.concurrency + BESIDE) - BESIDE)
 
 
 def place(config: Config) -> Place | None:
@@ -236,9 +232,14 @@ def place(config: Config) -> Place | None:
 
 
 def place_at(text: str, config: Config) -> Place:
-    """The place that a path or URL names; a database's password may be in the configured file."""
+    """The place that a path or URL names; a database's password may be in the configured file.
+
+    Raises ConfigError for another kind of URL, which is not quoted: it may hold a password.
+    """
     if text.startswith(("postgresql://", "postgres://")):
         return Database(DatabaseUrl(text), config.state.password_file)
+    if "://" in text:
+        raise ConfigError("--state.import: expected the path of a state file or a postgresql:// URL")
     return text
 
 

@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import re
-import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from exporter import __version__
+from exporter import __version__, descriptors
 from exporter import log as logs
 from exporter.app import App, connect, demo, place, place_at, settings
 from exporter.config import Config, ConfigError, defaults, load, refuse_same_file
@@ -227,7 +226,7 @@ def run() -> NoReturn:
     The exit code is that of the work, also when nobody reads what it says any more. What is lost in any
     other way, as on a full disk, is one line and exit code 1.
     """
-    _allow_descriptors()
+    descriptors.take_all()
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     printed = io.StringIO()
     try:
@@ -246,13 +245,6 @@ def run() -> NoReturn:
         code = code or 1
     logging.shutdown()
     os._exit(code)
-
-
-def _allow_descriptors() -> None:
-    """Take as many file descriptors as the system grants, as a program in Go does by itself."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS names more than it grants
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _complain(line: str) -> None:

@@ -8,16 +8,13 @@ import re
 from collections.abc import Mapping
 from itertools import combinations, pairwise
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
-from exporter import yamlfile
+from exporter import baseurl, yamlfile
 from exporter.scalars import Amount, Count, DatabaseUrl, Duration, Positive, Secret, Switch, Text, decode
 from exporter.yamlfile import YamlError
-
-_URL = "an http(s) URL without user, password, query and fragment"
 
 
 class ConfigError(YamlError):
@@ -263,30 +260,15 @@ def _check(config: Config, raw: Mapping[str, Any]) -> None:
         raise YamlError("modus: expected token or token_file, got both")
     if config.modus.token is None and config.modus.token_file is None:  # both are variables that say null
         raise YamlError("modus: expected token or token_file, got neither")
-    if problem := _base_url_problem(config.modus.base_url):
+    if problem := baseurl.problem(config.modus.base_url):
         raise YamlError(f"modus.base_url: expected {problem}{yamlfile.origin(raw['modus'].get('base_url'))}")
+    if "://" in (config.state.path or ""):
+        raise YamlError("state.path: expected the path of a file, got a URL: that of a database is state.url")
     for i, (lower, upper) in enumerate(pairwise(config.histogram.buckets), 1):
         if upper <= lower:
             raise YamlError(f"histogram.buckets[{i}]: expected a bound above the one before it")
     if config.scrape.timeout_offset >= config.scrape.default_timeout:
         raise YamlError("scrape.timeout_offset: expected less than scrape.default_timeout")
-
-
-def _base_url_problem(url: str) -> str:
-    """What was expected of a base URL that is not one; it is not quoted: it may hold a password."""
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", url):
-        return "an http(s) URL: write https:// in front"
-    if not re.match("(?i:https?)://", url):
-        return "an http(s) URL: begin it with https://"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:  # a broken IPv6 address or port
-        return _URL
-    if (parts.scheme, port) in (("https", 80), ("http", 443)):
-        return f"another scheme for port {port}, which speaks {'https' if port == 443 else 'http'}"
-    usable = parts.scheme in ("http", "https") and parts.hostname and port != 0
-    return "" if usable and not re.search(r"[\s\\@?#]", url) else _URL
 
 
 def _paths(config: Config) -> dict[str, str | None]:

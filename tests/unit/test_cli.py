@@ -89,6 +89,15 @@ def test_a_mistake_of_use_is_one_line_and_exit_code_2(flags: list[str], says: st
     assert [each for each in log if not each.startswith("time=")] == []
 
 
+@pytest.mark.parametrize("url", ["mysql://modus:hunter2@h/db", "PostgreSQL://modus:hunter2@h/db"])
+def test_a_url_that_cannot_be_imported_is_not_shown(modus: SimulatedModus, tmp_path: Path, url: str) -> None:
+    file = config(tmp_path, modus, f"agents: [101]\nstate: {{path: '{tmp_path}/state.db'}}")
+    done = run("--config.file", file, "--state.import", url)
+    expected = "--state.import: expected the path of a state file or a postgresql:// URL"
+    assert (done.returncode, done.stderr) == (2, f"modus-exporter: {expected}\n")
+    assert not (tmp_path / "state.db").exists()
+
+
 def test_without_a_token_the_line_says_where_one_comes_from() -> None:
     done = run()
     assert done.returncode == 2

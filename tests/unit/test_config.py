@@ -43,6 +43,9 @@ ENVIRON = {
 AMOUNT = "expected a number above 0 and below 1000000000"
 AGENT = "expected an agent's id or a mapping with its id"
 URL = "modus.base_url: expected an http(s) URL without user, password, query and fragment"
+PORT = "modus.base_url: expected an http(s) URL with a port from 1 to 65535, or with none"
+HOST = "modus.base_url: expected an http(s) URL with the name or address of a host"
+PATH = "state.path: expected the path of a file, got a URL: that of a database is state.url"
 
 MISTAKES = {
     "unknown_section": "agent: unknown key; did you mean agents?",
@@ -73,6 +76,8 @@ MISTAKES = {
     "state_path_and_url": "state: expected path or url, got both",
     "state_url_of_the_web": "state.url: expected a URL like postgresql://user@host:5432/database",
     "state_password_file_without_url": "state.password_file: expected state.url beside it, which it is for",
+    "state_path_is_a_url": PATH,
+    "state_path_is_another_url": PATH,
     "state_path_empty": "state.path: expected text that is not empty, got ''",
     "buckets_empty": "histogram.buckets: expected a list that is not empty, got a list",
     "buckets_not_ascending": "histogram.buckets[2]: expected a bound above the one before it",
@@ -141,7 +146,11 @@ MISTAKES = {
     "variable_as_key": "line 2: expected a key like base_url",
     "variable_without_name_in_a_list": "line 1: expected ',' or ']', but got '{'",
     "base_url_of_a_file": "modus.base_url: expected an http(s) URL: begin it with https://",
-    "base_url_with_impossible_port": URL,
+    "base_url_with_impossible_port": PORT,
+    "base_url_with_port_0": PORT,
+    "base_url_of_many_hosts": HOST,
+    "base_url_of_a_host_without_a_name": HOST,
+    "base_url_with_broken_escape": HOST,
     "base_url_with_broken_address": URL,
     "variable_not_set": "state.path: the environment variable NOT_SET is not set",
     "variable_not_set_in_a_list": "discovery.include[1]: the environment variable NOT_SET is not set",

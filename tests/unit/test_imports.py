@@ -12,8 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "exporter"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FOR_ALL = {
+    "baseurl",
     "config",
     "deadline",
+    "descriptors",
     "histogram",
     "log",
     "scalars",
