@@ -5,6 +5,7 @@ Needs psycopg, the extra `postgres`: nothing imports this file unless a database
 
 import logging
 import os
+import re
 import select
 import socket
 import threading
@@ -40,6 +41,11 @@ class Connection:
             self._given = conninfo_to_dict(database.url)
         except psycopg.Error:  # its text may quote a part of the password
             raise LedgerError("state.url: expected postgresql://user@host:port/database") from None
+        if not _is_read_as_meant(database.url, str(self._given.get("port") or "")):
+            raise LedgerError(
+                "state.url: expected postgresql://user:password@host:port/database with the password "
+                "percent-encoded (%40 for @, %2F for /), or state.password_file"
+            )
         self._purpose = purpose
         self._open: psycopg.Connection[tuple[Any, ...]] | None = None
         self._secrets: set[str] = set()
@@ -133,6 +139,15 @@ def _has_news(db: psycopg.Connection[tuple[Any, ...]]) -> bool:
     look = select.poll()
     look.register(db.fileno(), select.POLLIN)
     return bool(look.poll(0))
+
+
+def _is_read_as_meant(url: str, ports: str) -> bool:
+    """Whether libpq takes no part of a password for a host, a port or a database, which are shown.
+
+    It reads the user and the password up to the first `@`, if no `/` comes before that.
+    """
+    behind = re.sub("^[^@/]*@", "", url.partition("://")[2])
+    return "@" not in behind.partition("?")[0] and re.fullmatch("[0-9,]*", ports) is not None
 
 
 @contextmanager

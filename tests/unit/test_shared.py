@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -1617,6 +1618,41 @@ def test_a_url_that_libpq_does_not_understand_is_one_line_that_quotes_nothing(ur
     with pytest.raises(LedgerError, match="expected postgresql:") as caught:
         Ledger(Database(DatabaseUrl(url)), BOUNDS, lookback=DAY)
     assert "secret-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://modus:sec/ret@127.0.0.1:5/db",
+        "postgresql://modus:5/ret@127.0.0.1:5/db",
+        "postgresql://modus:sec@ret@127.0.0.1:5/db",
+        "postgresql://modus:sec@ret/ret@127.0.0.1/db",
+        "postgresql://modus:sec/?user=ret@127.0.0.1:5/db",
+        "postgres://modus:sec/ret",
+        "postgresql://h1:1,h2:sec/ret@127.0.0.1/db",
+    ],
+)
+def test_a_password_that_is_not_percent_encoded_is_not_shown(url: str) -> None:
+    with pytest.raises(LedgerError) as caught:
+        Ledger(Database(DatabaseUrl(url)), BOUNDS, lookback=DAY)
+    line = str(caught.value)
+    assert "percent-encoded (%40 for @, %2F for /), or state.password_file" in line
+    assert not re.search(r"\bsec\b|\bret\b", line)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:a%40b%2Fc@[::1]:1/d",
+        "postgresql://u@127.0.0.1:1,127.0.0.2:1/d?options=-cx%3Da@b",
+        "postgresql://%2Fno%2Fsuch:1/d",
+        "postgresql:///d?host=/no/such",
+        "postgresql://u:a:b?c=d@127.0.0.1:1/d",
+    ],
+)
+def test_a_url_as_libpq_reads_it_is_taken(url: str) -> None:
+    with pytest.raises(LedgerError, match=r"check state\.url"):  # nobody answers there
+        Ledger(Database(DatabaseUrl(url)), BOUNDS, lookback=DAY)
 
 
 def test_a_database_that_is_away_at_the_start_is_one_line(tmp_path: Path) -> None:
