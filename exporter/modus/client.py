@@ -82,8 +82,8 @@ class ModusClient:
         self._base, self._host = api_base(base_url)
         try:
             adapter = ModusAdapter(self._base, concurrency + BESIDE, ca_file)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as exc:
-            # the text of a library's error may hold a proxy's password
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError, TypeError) as exc:
+            # the text of a library's error may hold a proxy's password; TypeError: that has no host behind it
             text = f"the proxy of the environment cannot be used ({type(exc).__name__})"
             raise ApiError("connection", text, hint="check https_proxy and http_proxy") from None
         self._session = requests.Session()

@@ -489,11 +489,12 @@ def test_an_error_keeps_hold_of_no_request(api):
         assert error.__cause__ is None
 
 
-def test_the_password_of_a_proxy_stays_secret(monkeypatch, caplog):
+@pytest.mark.parametrize("where", ["127.0.0.1:99999", "", ":3128", "%zz"])
+def test_the_password_of_a_proxy_that_cannot_be_used_stays_secret(monkeypatch, caplog, where):
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setenv("http_proxy", "http://user:hidden@127.0.0.1:99999")
-    with pytest.raises(ApiError) as caught:
-        ModusClient("http://127.0.0.1:1", lambda: TOKEN)
+    monkeypatch.setenv("http_proxy", f"http://user:hidden@{where}")
+    with pytest.raises(ApiError, match="the proxy of the environment cannot be used") as caught:
+        ModusClient("http://api.invalid", lambda: TOKEN)
     assert "hidden" not in str(caught.value) + "".join(traceback.format_exception(caught.value)) + caplog.text
 
 
