@@ -182,6 +182,10 @@ def _run(args: argparse.Namespace, stack: ExitStack) -> int:
     read_config = demo(stack) if args.demo else lambda: _read_config(args.config_file)
     shard = args.shard, args.total_shards
     config = read_config()
+    if config.state.url and args.total_shards > 1:  # a shard would leave alone what no other one may lease
+        raise ConfigError(
+            "--total-shards: with state.url exporters share the agents by themselves; leave it out"
+        )
     if args.state_import:
         return importing.run(place_at(args.state_import, config), place(config), sys.stdout)
     if args.config_check or args.audit:

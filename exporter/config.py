@@ -112,7 +112,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def file(self) -> str | None:
         """Its absolute path, so that what is said of it names the directory."""
-        return self.path and os.path.abspath(self.path)
+        return self.path and _absolute(self.path)
 
 
 class Scrape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -170,10 +170,17 @@ def defaults(environ: Mapping[str, str]) -> Config:
 
 def refuse_same_file(paths: Mapping[str, str | None]) -> None:
     """Raise ConfigError when two of the paths (what each is -> where, None for nowhere) are one file."""
-    real = {what: os.path.realpath(path) for what, path in paths.items() if path}
+    real = {what: os.path.realpath(_absolute(path)) for what, path in paths.items() if path}
     for (first, one), (second, other) in combinations(real.items(), 2):
         if one == other:
             raise ConfigError(f"{second}: expected another file than {first}, got the same one")
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: the working directory was deleted; start in one that is there") from None
 
 
 def _read(path: str) -> bytes:

@@ -98,6 +98,37 @@ def test_a_url_that_cannot_be_imported_is_not_shown(modus: SimulatedModus, tmp_p
     assert not (tmp_path / "state.db").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--config.check"], ["--audit"]])
+def test_a_shard_of_exporters_that_share_their_state_is_refused(
+    modus: SimulatedModus, tmp_path: Path, more: list[str]
+) -> None:
+    """Each would lease half of the agents and leave the others to nobody."""
+    file = config(tmp_path, modus, "agents: [101]\nstate: {url: 'postgresql://modus@127.0.0.1:1/modus'}")
+    done = run("--config.file", file, "--shard=1", "--total-shards=2", *more)
+    expected = "--total-shards: with state.url exporters share the agents by themselves; leave it out"
+    assert (done.returncode, done.stderr) == (2, f"modus-exporter: {expected}\n")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--config.file={}"], ["--demo", "--web.config.file=web.yml"]],
+    ids=["default", "file", "web"],
+)
+def test_a_working_directory_that_was_deleted_is_one_line(
+    modus: SimulatedModus, tmp_path: Path, flags: list[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"modus: {{base_url: '{modus.url}', token: '{modus.token}'}}\nagents: [101]\n")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = [sys.executable, "-m", "exporter", *(flag.format(file) for flag in flags)]
+    command = ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", *command]
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "MODUS_API_KEY": "modus_pat_any"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=gone, env=env)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "the working directory was deleted; start in one that is there" in done.stderr
+
+
 def test_without_a_token_the_line_says_where_one_comes_from() -> None:
     done = run()
     assert done.returncode == 2
