@@ -56,14 +56,14 @@ def _parser() -> _Parser:
         epilog="Each flag has an environment variable: MODUS_EXPORTER_WEB_LISTEN_ADDRESS and the like."
         + (f"\nA configuration with every key: {_SAMPLE}" if _SAMPLE.exists() else ""),
     )
-    add = parser.add_argument
+    add, add_one = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add(
         "--config.file",
         metavar="PATH",
         help=f"configuration file (default: {CONFIG_FILE}, where there is one)",
     )
-    add("--config.check", action="store_true", help="check the file and ask for each agent once")
-    add("--audit", action="store_true", help="compare what was counted with the API, run by run")
+    add_one("--config.check", action="store_true", help="check the file and ask for each agent once")
+    add_one("--audit", action="store_true", help="compare what was counted with the API, run by run")
     add("--demo", action="store_true", help="run against a simulated API; needs no configuration")
     where = "where to serve; may be given more than once (default: :10371)"
     add("--web.listen-address", action="append", metavar="HOST:PORT", help=where, default=argparse.SUPPRESS)
@@ -80,7 +80,7 @@ def _parser() -> _Parser:
     add("--web.enable-lifecycle", action="store_true", help="allow POST /-/reload")
     add("--state.reset-histogram", action="store_true", help="count the durations anew")
     source = "copy what this state file or postgresql:// URL holds into the configured state, and end"
-    add("--state.import", metavar="PATH_OR_URL", help=source)
+    add_one("--state.import", metavar="PATH_OR_URL", help=source)
     add("--shard", type=_at_least(0), default=0, metavar="N", help="index of this shard, from 0 (default)")
     add("--total-shards", type=_at_least(1), default=1, metavar="N", help="exporters that share the agents")
     add(
@@ -115,7 +115,7 @@ def from_environment(parser: _Parser, given: list[str], environ: Mapping[str, st
         flag = action.option_strings[-1]
         name = "MODUS_EXPORTER_" + re.sub("[.-]", "_", flag.lstrip("-")).upper()
         value = environ.get(name)
-        if not value or any(word.split("=")[0] == flag for word in given):
+        if not value or _is_given(flag, given):
             continue
         if action.nargs != 0:
             parser.where = f"{name}: "
@@ -127,6 +127,10 @@ def from_environment(parser: _Parser, given: list[str], environ: Mapping[str, st
         elif value == "true":
             flags.append(flag)
     return flags
+
+
+def _is_given(flag: str, given: list[str]) -> bool:
+    return any(word.split("=")[0] == flag for word in given)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,6 +145,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--shard: expected less than --total-shards ({args.total_shards}), got {args.shard}")
     if args.demo and args.audit:
         parser.error("--audit: the demo keeps nothing that could be compared")
+    if args.demo and args.state_import:
+        parser.error("--state.import: the demo's state goes when it ends")
+    if args.demo and _is_given("--config.file", given):  # a variable may name it for good
+        parser.error("--config.file: the demo has a configuration of its own")
     logs.setup(args.log_level, args.log_format)
     unfinished = bool(args.config_check or args.audit or args.state_import)  # then: no success for scripts
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -76,6 +76,11 @@ def test_a_variable_that_names_a_version_is_not_a_flag() -> None:
             "--web.telemetry-path: expected a path like /metrics",
         ),
         (["--demo", "--web.listen-address", "nowhere"], "expected host:port or :port"),
+        (["--config.check", "--audit"], "argument --audit: not allowed with argument --config.check; see"),
+        (["--audit", "--state.import=a"], "argument --state.import: not allowed with argument --audit; see"),
+        (["--config.check", "--state.import=a"], "not allowed with argument --config.check; see"),
+        (["--demo", "--state.import=state.db"], "--state.import: the demo's state goes when it ends; see"),
+        (["--demo", "--config.file=any.yaml"], "--config.file: the demo has a configuration of its own; see"),
         (["--config.file", "/no/such/file.yaml"], "/no/such/file.yaml: "),
         (["--demo", "--web.config.file", "/no/such/web.yaml"], "/no/such/web.yaml"),
     ],
@@ -293,6 +298,11 @@ def test_the_demo_takes_its_state_with_it_when_it_ends(tmp_path: Path) -> None:
         assert (directory / "state.db").stat().st_size > 0
         assert demo.stop() == 0
     assert list(tmp_path.glob("modus-exporter-demo-*")) == []
+
+
+def test_the_demo_runs_where_a_variable_names_the_configuration(tmp_path: Path) -> None:
+    with exporter(tmp_path, "--demo", env={"MODUS_EXPORTER_CONFIG_FILE": "/no/such.yaml"}) as demo:
+        assert "modus_up 1" in demo.exposition()
 
 
 def test_the_demo_asks_no_proxy(tmp_path: Path) -> None:
