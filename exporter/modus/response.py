@@ -152,9 +152,9 @@ class Response:
         self._lines.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """For the parser: that was the last header, of the answer or of a `100 Continue` before it."""
+        """For the parser: that was the last header, of the answer or of an interim one before it."""
         status = self._parser.get_status_code()
-        if status == http.client.CONTINUE:
+        if 100 <= status < 200 and status != http.client.SWITCHING_PROTOCOLS:
             self._lines.clear()
         else:
             self.headers = Headers.of(self._lines)
@@ -166,5 +166,5 @@ class Response:
         self._without_body = 0
 
     def on_message_complete(self) -> None:
-        """For the parser: that was all, of the answer or of a `100 Continue`."""
+        """For the parser: that was all, of the answer or of an interim one."""
         self._whole = self.status > 0

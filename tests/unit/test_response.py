@@ -20,6 +20,7 @@ BODY = json.dumps(page(run())).encode()
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 OK = b"HTTP/1.1 200 OK\r\n"
+INTERIM = b"HTTP/1.1 103 Early Hints\r\n%b\r\n"
 
 
 @pytest.fixture
@@ -55,6 +56,12 @@ SOUND = {
     "empty and odd headers": OK + b"X-Empty:\r\nX-Any: \xff\r\n" + LENGTH + b"\r\n" + BODY,
     "an upgrade on offer": OK + b"Connection: Upgrade\r\nUpgrade: h2,h2c\r\n" + LENGTH + b"\r\n" + BODY,
     "continue": b"HTTP/1.1 100 Continue\r\nContent-Encoding: br\r\n\r\n" + OK + LENGTH + b"\r\n" + BODY,
+    "an interim answer": INTERIM % b"Link: </x>\r\nContent-Encoding: br\r\n" + OK + LENGTH + b"\r\n" + BODY,
+    "several interim answers": b"HTTP/1.1 102 Processing\r\n\r\n"
+    + INTERIM % b"" * 3
+    + OK
+    + b"Transfer-Encoding: chunked\r\n\r\n"
+    + CHUNKED,
     "gzip": response(gzip.compress(BODY), Content_Encoding="gzip"),
     "two gzip members": response(
         gzip.compress(BODY[:50]) + gzip.compress(BODY[50:]), Content_Encoding="X-GZip"
@@ -129,7 +136,9 @@ AMBIGUOUS = {
     "a body of 204": b"HTTP/1.1 204 None\r\n" + LENGTH + b"\r\n" + BODY,
     "chunks of 204": b"HTTP/1.1 204 None\r\nTransfer-Encoding: chunked\r\n\r\n",
     "an upgrade": b"HTTP/1.1 101 Any\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n" + BODY,
-    "an interim answer": b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + LENGTH + b"\r\n" + BODY,
+    "an interim answer with a body": INTERIM % b"Content-Length: 1\r\n" + b"x" + OK + LENGTH + b"\r\n" + BODY,
+    "an interim answer and nothing else": INTERIM % b"" + BODY,
+    "interim answers without end": INTERIM % b"" * 10_000 + OK + LENGTH + b"\r\n" + BODY,
     "a low status": b"HTTP/1.1 099 OK\r\n" + LENGTH + b"\r\n" + BODY,
     "an empty line first": b"\r\n" + OK + LENGTH + b"\r\n" + BODY,
     "HTTP/2.0": b"HTTP/2.0 200 OK\r\n" + LENGTH + b"\r\n" + BODY,
