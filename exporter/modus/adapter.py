@@ -4,6 +4,7 @@
 one pool, one TLS context, one proxy. The deadline travels as the `timeout` of the call.
 """
 
+import http.client
 import select
 import socket
 from typing import Any
@@ -110,6 +111,13 @@ class _Https(_Connection, urllib3.connection.HTTPSConnection):
         if self.proxy_config:
             self.proxy_config = self.proxy_config._replace(ssl_context=self.ssl_context)
         super().connect()
+
+    def _tunnel(self) -> None:
+        """Ask the proxy for the way to the API; what goes wrong in that is the proxy's."""
+        try:
+            super()._tunnel()
+        except (OSError, http.client.HTTPException) as exc:
+            raise urllib3.exceptions.ProxyError("no tunnel", exc) from exc
 
 
 class _Pool:

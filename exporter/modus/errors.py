@@ -45,6 +45,13 @@ NOT_THE_API = "this is no answer of the Modus API: check modus.base_url and the 
 REFUSED = "the API refuses what is asked: is there a newer modus-exporter?"
 UNKNOWN = ": this id or route is unknown, or not for this token"
 FEWER_FILES = "raise the limit of open files (ulimit -n) or lower modus.concurrency"
+PROXY_USER = "name the proxy's user and password: http_proxy=http://user:password@host:port"
+TUNNEL_USER = PROXY_USER.replace("http_proxy", "https_proxy")
+COMPANY_CA = "if it is the company's own, set modus.ca_file (a directory needs names by openssl rehash)"
+OF_ANOTHER_NAME = "name the host as its certificate does"
+OF_ANOTHER_TIME = "renew the certificate, or set the clock of this machine"
+CERTIFICATE_HINTS = {9: OF_ANOTHER_TIME, 10: OF_ANOTHER_TIME, 62: OF_ANOTHER_NAME, 64: OF_ANOTHER_NAME}
+WANTS_CERTIFICATE = re.compile("CERTIFICATE_REQUIRED|ALERT_BAD_CERTIFICATE|ALERT_HANDSHAKE_FAILURE")
 USE_HTTPS = "write https:// in modus.base_url"
 NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE"}
 
@@ -168,7 +175,7 @@ def excerpt(headers: Mapping[str, str], body: bytes, secret: Secret) -> str:
 def refusal(status: int, headers: Mapping[str, str], body: bytes, secret: Secret) -> Fault:
     """What a status other than 200 means, in the words of the API where it has some."""
     reason = REASON_OF.get(status, "server_error" if status >= 500 else "bad_response")
-    if 300 <= status < 400:
+    if 300 <= status < 400 and status != 304:
         target = re.match("(?:https?:)?//([^/?#]*)", headers.get("Location", ""))
         host = secret.quoted(target[1].rpartition("@")[2]) if target else "another path"
         return Fault(reason, f"{status}, a redirect to {host}, is not followed", "correct modus.base_url")
@@ -194,7 +201,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, secret: Secret
 def _hint_of_a_stranger(status: int, body: bytes) -> str:
     """What to do about a refusal that is not in the API's form: perhaps something in between gave it."""
     if status == 407:
-        return "name the proxy's user and password: https_proxy=http://user:password@host:port"
+        return PROXY_USER  # in a tunnel it is no answer
     if status == 400 and b"HTTPS port" in body:
         return USE_HTTPS
     if status == 404:
@@ -210,12 +217,13 @@ def broken(raised: BaseException, secret: Secret, limit: Fault, proxy: str) -> F
     chain = list(_chain(raised))
     exc = chain[-1]
     fault = _fault(exc, secret, limit)
-    ours = fault is limit or fault.hint == FEWER_FILES
-    if not ours and any(isinstance(link, requests.exceptions.ProxyError) for link in chain):
-        trust = isinstance(exc, ssl.SSLCertVerificationError)  # its hint is right for a proxy too
-        hint = fault.hint if trust else "check https_proxy and http_proxy"
-        return fault._replace(text=f"the proxy {proxy}: {fault.text}", hint=hint)
-    return fault
+    if fault.hint == FEWER_FILES or not any(
+        isinstance(link, requests.exceptions.ProxyError) for link in chain
+    ):
+        return fault
+    kept = fault is limit or fault.hint == TUNNEL_USER or isinstance(exc, ssl.SSLCertVerificationError)
+    hint = fault.hint if kept else "check https_proxy and http_proxy"
+    return fault._replace(text=f"the proxy {proxy}: {fault.text}", hint=hint)
 
 
 def _fault(exc: BaseException, secret: Secret, limit: Fault) -> Fault:
@@ -246,18 +254,22 @@ def _fault(exc: BaseException, secret: Secret, limit: Fault) -> Fault:
         case OSError() if exc.strerror:
             return Fault("connection", exc.strerror)
         case OSError() if str(exc).startswith("Tunnel connection failed"):
-            return Fault("connection", secret.quoted(str(exc), 80))
+            hint = TUNNEL_USER if ": 407" in str(exc) else ""
+            return Fault("connection", secret.quoted(str(exc), 80), hint)
     return Fault("connection", secret.quoted(f"{type(exc).__name__}: {exc}"))
 
 
 def _tls_fault(exc: ssl.SSLError, secret: Secret) -> Fault:
     if isinstance(exc, ssl.SSLCertVerificationError):
         text = f"TLS: certificate not accepted: {secret.quoted(exc.verify_message)}"
-        return Fault("connection", text, "if it is the company's own, set modus.ca_file")
+        return Fault("connection", text, CERTIFICATE_HINTS.get(exc.verify_code, COMPANY_CA))
     if exc.reason in NO_TLS:
         hint = "write http:// in modus.base_url, or name the port that does"
         return Fault("connection", "TLS: this port speaks none", hint)
-    return Fault("connection", f"TLS: {secret.quoted(exc.reason or type(exc).__name__)}")
+    hint = ""
+    if WANTS_CERTIFICATE.search(exc.reason or ""):
+        hint = "if the server wants a client certificate: those are not supported"
+    return Fault("connection", f"TLS: {secret.quoted(exc.reason or type(exc).__name__)}", hint)
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:

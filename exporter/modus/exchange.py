@@ -95,7 +95,7 @@ class _Patient:
     more chance that all other threads run before this one goes on.
     """
 
-    connection: Any  # the one that the socket is of: it knows the exchange of the moment
+    connection: Any = None  # the one that the socket is of: it knows the exchange of the moment
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
         """As `recv`, into the buffer."""
@@ -121,6 +121,8 @@ class _Patient:
 
     def _patiently(self, receive: Callable[..., Any], *args: Any) -> Any:
         connection = self.connection
+        if connection is None:  # `ssl` asks when the peer has gone before the handshake, which then says so
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         exchange = connection.exchange
         while True:
             seconds = exchange.wait()
@@ -145,6 +147,8 @@ class PatientTlsSocket(_Patient, ssl.SSLSocket):
 
     def do_handshake(self, block: bool = False) -> None:
         """Agree with the peer about keys and certificates."""
+        if self._sslobj is None:  # type: ignore[attr-defined]
+            raise ConnectionResetError
         while True:
             seconds = self.connection.exchange.wait()
             try:

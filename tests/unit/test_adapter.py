@@ -424,8 +424,15 @@ def test_few_large_bodies_are_in_memory_at_one_time_and_small_ones_do_not_wait(a
 class Authority:
     """A certificate authority of a company, and what it signs."""
 
-    def __init__(self, folder: Path, *, critical: bool = True) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        critical: bool = True,
+        since: timedelta = timedelta(days=-1),
+        until: timedelta = timedelta(days=1),
+    ) -> None:
+        self.folder, self.since, self.until = folder, since, until
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Company CA")])
         constraints = (x509.BasicConstraints(ca=True, path_length=None), critical)
@@ -458,8 +465,8 @@ class Authority:
             .issuer_name(self.name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_before(now + self.since)
+            .not_valid_after(now + self.until)
         )
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
@@ -648,14 +655,34 @@ def test_a_certificate_that_nobody_vouches_for_is_a_connection_error(api, server
     error = error_of(api.connect(wire.url))
     assert error.reason == "connection"
     assert "TLS: certificate not accepted: " in str(error)
-    assert error.hint == "if it is the company's own, set modus.ca_file"
+    assert error.hint.startswith("if it is the company's own, set modus.ca_file (a directory needs ")
     assert not wire.requests
 
 
 def test_a_certificate_for_another_name_is_a_connection_error(api, company, server_tls):
     wire = api.serve(tls=server_tls)
     client = api.connect(wire.url.replace("127.0.0.1", "localhost"), ca_file=str(company.file))
-    assert "TLS: certificate not accepted: Hostname mismatch" in str(error_of(client))
+    error = error_of(client)
+    assert "TLS: certificate not accepted: Hostname mismatch" in str(error)
+    assert error.hint == "name the host as its certificate does"
+
+
+def test_a_certificate_that_has_expired_is_told_from_one_that_nobody_vouches_for(api, tmp_path):
+    company = Authority(tmp_path, since=timedelta(days=-9), until=timedelta(days=-1))
+    wire = api.serve(tls=company.server())
+    error = error_of(api.connect(wire.url, ca_file=str(company.file)))
+    assert "certificate has expired" in str(error)
+    assert error.hint == "renew the certificate, or set the clock of this machine"
+
+
+def test_a_server_that_wants_a_client_certificate_says_so(api, company):
+    context = company.server()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones say it behind the handshake, if they can
+    context.verify_mode = ssl.CERT_REQUIRED
+    wire = api.serve(tls=context)
+    error = error_of(api.connect(wire.url, ca_file=str(company.file)))
+    assert error.reason == "connection"
+    assert error.hint == "if the server wants a client certificate: those are not supported"
 
 
 def test_tls_on_a_port_without_it_says_so(api):
@@ -741,7 +768,7 @@ def test_an_https_proxy_that_nobody_vouches_for_is_not_used(api, server_tls, mon
     monkeypatch.setenv("https_proxy", proxy.url)
     error = error_of(api.connect("https://127.0.0.1:1"))
     assert f"the proxy {proxy.url.removeprefix('https://')}: TLS: certificate not accepted" in str(error)
-    assert error.hint == "if it is the company's own, set modus.ca_file"
+    assert error.hint.startswith("if it is the company's own, set modus.ca_file (a directory needs ")
     assert not proxy.requests
 
 
@@ -758,7 +785,50 @@ def test_a_proxy_that_refuses_the_tunnel_says_which_and_why(api, monkeypatch):
     error = error_of(api.connect("https://127.0.0.1:1"))
     assert error.reason == "connection"
     assert f"the proxy {proxy.url.removeprefix('http://')}: Tunnel connection failed: 407" in str(error)
+    assert error.hint == "name the proxy's user and password: https_proxy=http://user:password@host:port"
     assert "hidden" not in str(error)
+
+
+def through(consent: bytes):
+    """A proxy that answers so, and then cuts the connection."""
+
+    def script(peer):
+        peer.request()
+        peer.send(consent)
+        peer.reset()
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "says"),
+    [
+        (
+            lambda peer: (peer.request(), peer.send(b"garbage\r\n\r\n")),
+            "bad_response",
+            "no sound HTTP answer",
+        ),
+        (lambda peer: peer.request(), "connection", "closed without an answer"),
+        (lambda peer: (peer.request(), peer.reset()), "connection", "closed without an answer"),
+        (silent, "timeout", "no whole answer within 0.5 s"),
+    ],
+    ids=["garbage", "close", "reset", "silence"],
+)
+def test_a_proxy_that_gives_no_tunnel_is_named(api, monkeypatch, script, reason, says):
+    proxy = api.serve(script=script)
+    monkeypatch.setenv("https_proxy", proxy.url)
+    error = error_of(api.connect("https://127.0.0.1:1", timeout=0.5, sleep=lambda _: None))
+    assert error.reason == reason
+    assert f"the proxy {proxy.url.removeprefix('http://')}: " in str(error)
+    assert says in str(error)
+    assert "modus.base_url" not in error.hint
+
+
+def test_a_tunnel_that_ends_before_the_handshake_is_a_connection_error(api, monkeypatch):
+    proxy = api.serve(script=through(b"HTTP/1.1 200 Connection established\r\n\r\n"))
+    monkeypatch.setenv("https_proxy", proxy.url)
+    error = error_of(api.connect("https://127.0.0.1:1", sleep=lambda _: None))
+    assert error.reason == "connection"
 
 
 def test_a_proxy_that_is_not_there_is_told_from_an_api_that_is_not(api, monkeypatch):

@@ -271,7 +271,8 @@ def test_any_other_redirect_is_not_followed_either(modus, connect, location):
 @pytest.mark.parametrize(
     ("status", "body", "advice"),
     [
-        (407, "Proxy Authentication Required", "name the proxy's user and password"),
+        (407, "Proxy Authentication Required", "name the proxy's user and password: http_proxy="),
+        (304, "", "this is no answer of the Modus API: check modus.base_url and the proxy"),
         (400, "The plain HTTP request was sent to HTTPS port", "write https:// in modus.base_url"),
     ],
 )
