@@ -3,6 +3,8 @@
 import base64
 import re
 from functools import lru_cache
+from html import escape
+from urllib.parse import quote
 
 from exporter.modus.model import printable
 
@@ -13,11 +15,12 @@ _ESCAPED = re.compile(rb"\\(?:u00([2-7][0-9a-fA-F])|.)", re.DOTALL)
 
 
 class Secret:
-    """A token as it may be echoed: plain, or anywhere inside of a text in base64."""
+    """A token as it may be echoed: plain, as in a URL or in HTML, or anywhere inside of a text in base64."""
 
     def __init__(self, token: str) -> None:
         plain = token.encode()
-        self._forms = [plain, *_in_base64(plain)] if len(plain) >= SHORTEST else []
+        spelt = _in_url_and_html(token) + _in_base64(plain)
+        self._forms = list(dict.fromkeys([plain, *spelt])) if len(plain) >= SHORTEST else []
         self._plain = plain
         self.is_usual = token.startswith(USUAL)
 
@@ -41,6 +44,15 @@ class Secret:
 def secret_of(token: str) -> Secret:
     """The same Secret for the same token: what it looks for is computed once."""
     return Secret(token)
+
+
+def _in_url_and_html(token: str) -> list[bytes]:
+    """What percent-encoding and HTML make of it: of the platform's own tokens nothing else."""
+    in_url = quote(token, safe="")
+    small = re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), in_url)
+    html = escape(token)
+    numbered = html.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")  # as Go writes it
+    return [form.encode() for form in (in_url, small, html, numbered, escape(token, quote=False))]
 
 
 def _in_base64(plain: bytes) -> list[bytes]:

@@ -13,6 +13,7 @@ import time
 import traceback
 import tracemalloc
 import zlib
+from urllib.parse import quote
 
 import pytest
 
@@ -479,6 +480,21 @@ def test_a_server_that_echoes_the_token_gets_it_into_no_error_and_no_log(api, an
     assert f"Bearer {TOKEN}" in wire.requests[0]
     assert "_prefix_" not in everything_about(error, caplog)
     assert "_prefix_" not in repr(client) + repr(client.stats())
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        quote("a+b/_prefix_<c>&'d", safe=""),
+        "a%2bb%2f_prefix_%3cc%3e%26%27d",
+        "a+b/_prefix_&lt;c&gt;&amp;&#x27;d",
+        "a+b/_prefix_&lt;c&gt;&amp;&#39;d",
+        "a+b/_prefix_&lt;c&gt;&amp;'d",
+    ],
+)
+def test_a_token_of_any_characters_is_cut_out_as_urls_and_pages_spell_it(api, spelt):
+    _, client = api(always(failure(401, f"Bad token {spelt}.")), token=lambda: "a+b/_prefix_<c>&'d")
+    assert "401 Bad token ***. (request req_1)" in str(error_of(client))
 
 
 def test_an_error_keeps_hold_of_no_request(api):
