@@ -6,6 +6,7 @@ import re
 import threading
 import time
 import urllib.parse
+from codecs import BOM_UTF8
 from collections.abc import Callable
 
 import requests
@@ -272,7 +273,7 @@ class ModusClient:
                 status, headers.get("Retry-After", ""), http_date(date) or ours
             )
             body = secret_of(token).redacted(room.read(response.raw, call.most, exchange.deadline))
-            return Answer(status, headers, body, ours + skew, skew, silenced)
+            return Answer(status, headers, body.removeprefix(BOM_UTF8), ours + skew, skew, silenced)
         finally:
             response.raw.close()  # keeps the connection if the body was read to its end
 

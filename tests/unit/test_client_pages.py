@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import tracemalloc
+from codecs import BOM_UTF8
 
 import pytest
 import responses
@@ -67,6 +68,10 @@ def error_of(read, *args, **options) -> ApiError:
 
 
 # what is sound
+
+
+def test_a_byte_order_mark_before_the_json_is_passed_over(runs):
+    assert [each.id for each in runs(BOM_UTF8 + json.dumps(page(run())).encode()).runs] == ["wf-1:r1"]
 
 
 def test_a_page_of_runs_is_decoded(runs):
