@@ -37,7 +37,7 @@ from exporter.metrics.exposition import write
 from exporter.metrics.kept import Kept
 from exporter.metrics.settings import Settings
 from exporter.metrics.status import Status
-from exporter.modus.client import BESIDE, ModusClient
+from exporter.modus.client import ModusClient
 from exporter.modus.contact import Contact
 from exporter.modus.discovery import Selection, Target
 from exporter.modus.errors import FEWER_FILES, ApiError
@@ -222,7 +222,7 @@ def connect(config: Config, before: ModusClient | None = None) -> ModusClient:
 
 def at_once(config: Config) -> int:
     """How many requests may be under way: as many as have a connection."""
-    return max(1, for_the_api(config.modus.concurrency + BESIDE) - BESIDE)
+    return for_the_api(config.modus.concurrency)
 
 
 def place(config: Config) -> Place | None:

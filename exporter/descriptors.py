@@ -3,7 +3,7 @@
 import resource
 from contextlib import suppress
 
-OTHERS = 16  # those of the state, of listeners, of files that are read now and then
+OTHERS = 16  # those of the state, of listeners, of what is asked beside the scrapes, of files that are read
 
 
 def take_all() -> None:
@@ -14,6 +14,6 @@ def take_all() -> None:
 
 
 def for_the_api(wanted: int) -> int:
-    """How many connections to the API there may be, of those wanted: clients may have a quarter of all."""
+    """How many requests may be under way, of those wanted, where clients may have a quarter of all."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return wanted if allowed < 0 else min(wanted, max(1, allowed - allowed // 4 - OTHERS))
