@@ -216,8 +216,6 @@ class RunsCollector(Collector):
                     scrape.deadline.shorten(self._reserve(scrape))
                 scrape.read(self._reader, self._means, self._due(scrape.targets))
                 self._settle(scrape)
-                if self.leases.holds(USAGE_ID):  # one for the whole organisation; now the API's time is known
-                    self._usage.start(self._clock() + self._skew, self._targets.known_agents)
         except Exception as error:  # what was counted is shown, what was not is marked
             log.error("a scrape failed", extra=fields(error=str(ApiError.internal(error))))
         finally:
@@ -228,6 +226,8 @@ class RunsCollector(Collector):
         skews = sorted(outcome.skew for outcome in scrape.outcomes.values() if outcome.now)
         if skews and abs(skews[len(skews) // 2] - self._skew) > SAME_CLOCK:
             self._skew = skews[len(skews) // 2]
+        if self.newest and self.leases.holds(USAGE_ID):  # for all; by now the API's time is known
+            self._usage.start(self._clock() + self._skew, self._targets.known_agents)
         self._errors.note(scrape)
         told = self._errors.failing, self._targets.problem
         self.newest = Pass(self._clock(), scrape.duration, scrape.targets, *told)

@@ -44,10 +44,12 @@ def start(modus: SimulatedModus, tmp_path: Path) -> Iterator[Start]:
     started: list[Exporter] = []
 
     def start(
-        *, enabled: str = "auto", path: str | None = "state.db", ahead: float = 0.0, **more: Any
+        *agents: int, enabled: str = "auto", path: str | None = "state.db", ahead: float = 0.0, **more: Any
     ) -> Exporter:
         usage = UsageSettings(enabled, refresh_interval=0.0, **more)
-        chosen = replace(settings(), selection=Selection([], ["*"]), usage=usage)
+        chosen = replace(settings(*agents), usage=usage)
+        if not agents:
+            chosen = replace(chosen, selection=Selection([], ["*"]))
         ours = lambda: modus.clock() + ahead  # noqa: E731
         started.append(Exporter(modus, path and str(tmp_path / path), chosen, clock=ours))
         return started[-1]
@@ -160,14 +162,15 @@ def test_a_clock_that_steps_back_counts_nothing_again(
 
 
 @pytest.mark.parametrize("days", [3, -3], ids=["ahead", "behind"])
+@pytest.mark.parametrize("agents", [(), (7,)], ids=["discovery", "one agent"])
 def test_a_clock_of_ours_that_is_days_off_loses_nothing(
-    start: Start, modus: SimulatedModus, clock: Clock, days: int
+    start: Start, modus: SimulatedModus, clock: Clock, days: int, agents: tuple[int, ...]
 ) -> None:
-    """As of another machine's exporter, with shared state."""
+    """As of another machine's exporter, with shared state. The very first answer is not believed."""
     for number, off in enumerate((0, days, 0), 1):
         use(modus, at=NOON + 60 * number)
         clock.advance(60)
-        exporter = start(ahead=off * 24 * HOUR)
+        exporter = start(*agents, ahead=off * 24 * HOUR)
         assert shown(exporter).agents["7"].calls == number
         exporter.close()
 
