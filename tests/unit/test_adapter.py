@@ -184,29 +184,32 @@ def test_a_server_that_is_silent_on_a_fresh_connection_too_is_not_asked_a_third_
 @pytest.mark.skipif(sys.platform != "linux", reason="no filter for what arrives")
 def test_a_slow_api_keeps_no_dead_connection_alive(api, clock):
     """Its answers are slow, but what is sent on a dead connection is never acknowledged."""
+    is_dead = threading.Event()
 
     def script(peer):
         while peer.request():
-            time.sleep(0.7)
+            time.sleep(1.4)
             peer.send(response(page()))
             if not peer.number:
                 cut_off(peer)
+                is_dead.set()
                 peer.wire.closing.wait(HANG)
 
-    wire, client = api(script=script, timeout=1.5)
+    wire, client = api(script=script, timeout=3)
     ask(client, deadline=clock.deadline())
+    assert is_dead.wait(HANG)
     ask_idle(client, clock)
     assert (wire.connections, len(wire.requests)) == (2, 2)
     assert counted(client) == {("list_runs", "200"): 2, ("list_runs", "connection"): 1}
 
 
-@pytest.mark.parametrize("slow", [0.8, 1.2], ids=["half of the time", "more than that"])
+@pytest.mark.parametrize("slow", [1.6, 2.4], ids=["half of the time", "more than that"])
 def test_a_slow_api_is_asked_once_for_each_answer_also_after_a_pause(api, clock, slow):
     def answer(_):
         time.sleep(slow)
         return response(page(error=3))
 
-    wire, client = api(answer, timeout=1.6)
+    wire, client = api(answer, timeout=3.2)
     for _ in range(3):
         assert ask_idle(client, clock).counts["error"] == 3
     assert (wire.connections, len(wire.requests)) == (1, 3)
@@ -216,10 +219,10 @@ def test_an_api_that_turns_slow_while_it_is_asked_is_asked_once(api):
     """A connection that has just brought an answer is not taken for a dead one."""
 
     def answer(_):
-        time.sleep(1.2 if len(wire.requests) == 2 else 0)
+        time.sleep(2.4 if len(wire.requests) == 2 else 0)
         return response(page(error=3))
 
-    wire, client = api(answer, timeout=1.6)
+    wire, client = api(answer, timeout=3.2)
     ask(client)
     assert ask(client).counts["error"] == 3
     assert (wire.connections, len(wire.requests)) == (1, 2)
@@ -229,13 +232,13 @@ def test_an_api_that_was_slow_long_ago_gives_a_silent_connection_no_more_time(ap
     def script(peer):
         if peer.number:
             return answering(lambda _: response(page(error=7)))(peer)
-        for pause in (1.2, 0, HANG):
+        for pause in (2.4, 0, HANG):
             peer.request()
             peer.wire.closing.wait(pause)
             peer.send(response(page()))
         return None
 
-    wire, client = api(script=script, timeout=1.6, monotonic=clock)
+    wire, client = api(script=script, timeout=3.2, monotonic=clock)
     ask(client, deadline=clock.deadline())
     clock.skipped += 3600
     ask(client, deadline=clock.deadline())
