@@ -184,20 +184,25 @@ def test_a_server_that_is_silent_on_a_fresh_connection_too_is_not_asked_a_third_
 @pytest.mark.skipif(sys.platform != "linux", reason="no filter for what arrives")
 def test_a_slow_api_keeps_no_dead_connection_alive(api, clock):
     """Its answers are slow, but what is sent on a dead connection is never acknowledged."""
-    is_dead = threading.Event()
+    is_dead, refused = threading.Event(), []
 
     def script(peer):
         while peer.request():
             time.sleep(1.4)
             peer.send(response(page()))
             if not peer.number:
-                cut_off(peer)
+                try:
+                    cut_off(peer)
+                except OSError as error:  # a kernel has room for so many filters of ordinary users
+                    refused.append(error)
                 is_dead.set()
                 peer.wire.closing.wait(HANG)
 
     wire, client = api(script=script, timeout=3)
     ask(client, deadline=clock.deadline())
     assert is_dead.wait(HANG)
+    if refused:
+        pytest.skip(f"the system lets nobody filter what arrives: {refused[0]}")
     ask_idle(client, clock)
     assert (wire.connections, len(wire.requests)) == (2, 2)
     assert counted(client) == {("list_runs", "200"): 2, ("list_runs", "connection"): 1}
