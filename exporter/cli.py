@@ -164,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _leave_at_once(code: int, *_: object) -> NoReturn:
     """Before the web server has its own handlers, also as process 1, which has none by itself."""
+    if code:  # nothing to be left in order; a table waits for requests under way, whoever raises what
+        os._exit(code)
     sys.unraisablehook = lambda _: None  # the exit cuts off what is half made, and whose end then complains
     sys.exit(code)
 
