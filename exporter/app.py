@@ -131,7 +131,8 @@ class App:
             state=self._ledger.place or "in memory",
         )
         log.info("starting", extra=extra)
-        if (most := at_once(self._config)) < self._config.modus.concurrency:
+        wanted = self._config.modus.concurrency
+        if (most := for_the_api(wanted)) < wanted:
             few = "too few file descriptors for modus.concurrency: fewer requests are under way at once"
             log.warning(few, extra=fields(concurrency=most, hint=FEWER_FILES))
 
@@ -213,16 +214,11 @@ def connect(config: Config, before: ModusClient | None = None) -> ModusClient:
         token,
         resource=config.modus.resource,
         timeout=config.modus.timeout,
-        concurrency=at_once(config),
+        concurrency=for_the_api(config.modus.concurrency),
         ca_file=config.modus.ca_file,
         max_requests_per_second=config.modus.max_requests_per_second,
         requests_so_far=before.requests_so_far if before else None,
     )
-
-
-def at_once(config: Config) -> int:
-    """How many requests may be under way: as many as have a connection."""
-    return for_the_api(config.modus.concurrency)
 
 
 def place(config: Config) -> Place | None:
@@ -262,7 +258,7 @@ def settings(config: Config, shard: tuple[int, int]) -> Settings:
             shard,
         ),
         limits=Limits(runs.page_size, runs.max_pages, runs.lookback, runs.timeframe),
-        concurrency=at_once(config),
+        concurrency=for_the_api(config.modus.concurrency),
         timeout_offset=config.scrape.timeout_offset,
         default_timeout=config.scrape.default_timeout,
         min_interval=config.scrape.min_interval,

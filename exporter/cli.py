@@ -167,7 +167,7 @@ def _leave_at_once(code: int, *_: object) -> NoReturn:
     if code:  # nothing to be left in order; a table waits for requests under way, whoever raises what
         os._exit(code)
     sys.unraisablehook = lambda _: None  # the exit cuts off what is half made, and whose end then complains
-    sys.exit(code)
+    sys.exit(0)
 
 
 def _read_config(path: str | None) -> Config:

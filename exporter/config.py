@@ -193,7 +193,7 @@ def _read(path: str) -> bytes:
 
 def _config_error(text: str) -> ConfigError:
     # a token in the wrong place, as in `token:modus_pat_...`, must not be quoted back
-    return ConfigError(re.sub(r"modus_pat_[\w-]+", "modus_pat_***", yamlfile.one_line(text)))
+    return ConfigError(re.sub(r"modus_pat_[\w-]+", "modus_pat_***", yamlfile.escaped(text)))
 
 
 def _config(raw: dict[str, Any], environ: Mapping[str, str]) -> Config:

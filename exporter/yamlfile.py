@@ -42,7 +42,7 @@ class Plain(str):
     __slots__ = ()
 
 
-def one_line(text: str) -> str:
+def escaped(text: str) -> str:
     """The text with its control characters escaped."""
     return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 

@@ -60,8 +60,8 @@ class KeptThreads:
             try:
                 work()
             except Exception as error:  # the thread is needed for what comes next
-                text = described(error)
-                log.error("a thread's work failed", extra=fields(thread=self._name, error=text))
+                why = fields(thread=self._name, error=described(error))
+                log.error("a thread's work failed", extra=why)
             with self._lock:
                 self._waiting += 1
 

@@ -138,9 +138,9 @@ def _load(path: str, files: Watched, *, may_be_empty: bool) -> WebConfig:
             rate_limit=_rate_limit(file.rate_limit),
         )
     except YamlError as error:
-        raise WebError(yamlfile.one_line(f"{path}: {error}")) from None
+        raise WebError(yamlfile.escaped(f"{path}: {error}")) from None
     except Exception as error:  # a mistake of ours, of which the text may hold what the file holds
-        raise WebError(yamlfile.one_line(f"{path}: cannot be used: {placed(error)}")) from error
+        raise WebError(yamlfile.escaped(f"{path}: cannot be used: {placed(error)}")) from error
 
 
 def _read(path: str, files: Watched) -> bytes:
